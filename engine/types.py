@@ -1,0 +1,242 @@
+"""The nouns that everybody shares: what a caller asks, what comes back, what the engine says of itself.
+
+Standard library only. Nothing here knows HTTP, tensors or scheduling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum, unique
+from typing import NamedTuple
+
+from engine.errors import InvalidRequest
+
+MAX_LOGPROBS = 20
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 256
+MAX_STOP_TOKEN_IDS = 128
+MAX_LOGIT_BIAS = 1024
+# Below this a temperature is greedy: the division would only overflow.
+MIN_TEMPERATURE = 1e-2
+
+
+@unique
+class FinishReason(StrEnum):
+    """Why a choice ended. Every choice ends with exactly one of these."""
+
+    STOP = "stop"  # end-of-turn token, stop token or stop string
+    LENGTH = "length"  # max_tokens or the model's context
+    ABORT = "abort"  # the caller went away
+    ERROR = "error"  # this request broke; the others go on
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to generate. Validated once, here, for every route.
+
+    Attributes:
+        n: choices generated from one prompt, computed once.
+        temperature: 0 is greedy.
+        top_k: keep the k most likely tokens; 0 or -1 keeps all.
+        top_p, min_p: nucleus mass; least probability relative to the most likely token.
+        presence_penalty, frequency_penalty: OpenAI's, on generated tokens.
+        repetition_penalty: divides the logits of tokens in prompt or output; 1 is off.
+        logit_bias: token id -> value added to its logit.
+        seed: with one, the same text whatever else is in the batch; None draws a fresh seed.
+        stop, stop_token_ids: strings and tokens that end a choice.
+        max_tokens: most tokens to generate; None is up to the model's context.
+        min_tokens: stop tokens and strings are not honoured before this many.
+        ignore_eos: do not end at the model's end-of-turn tokens.
+        logprobs: None, or how many alternatives to return beside each generated token (0: only its own).
+        prompt_logprobs: the same for the prompt's tokens; the prefix cache is not read then.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _in_range("n", self.n, 1, MAX_CHOICES)
+        _in_range("temperature", self.temperature, 0.0, 2.0)
+        _in_range("top_k", self.top_k, -1, 2**31 - 1)
+        _in_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _in_range("min_p", self.min_p, 0.0, 1.0)
+        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _in_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        if self.seed is not None:
+            _in_range("seed", self.seed, -(2**63), 2**63 - 1)
+        if self.max_tokens is not None:
+            _in_range("max_tokens", self.max_tokens, 0, 2**31 - 1)
+        _in_range("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens}).", "min_tokens"
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None:
+                _in_range(name, value, 0, MAX_LOGPROBS)
+        self._check_lists()
+
+    def _check_lists(self) -> None:
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidRequest(f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS}.", "stop")
+        for text in self.stop:
+            if not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
+                raise InvalidRequest(
+                    f"Each stop string must have 1 to {MAX_STOP_STRING_CHARS} characters.", "stop"
+                )
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise InvalidRequest(f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS}.", "stop_token_ids")
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise InvalidRequest(f"logit_bias: at most {MAX_LOGIT_BIAS} entries.", "logit_bias")
+        for bias in self.logit_bias.values():
+            _in_range("logit_bias", bias, -100.0, 100.0)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises InvalidRequest where a token id is not one of the model's."""
+        for name, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias)):
+            for token_id in ids:
+                if not 0 <= token_id < vocab_size:
+                    raise InvalidRequest(
+                        f"{name}: token id {token_id} is not in the vocabulary (0 to {vocab_size - 1}).", name
+                    )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < MIN_TEMPERATURE
+
+    @property
+    def penalised(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0
+
+
+def _in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    inside = low < value <= high if open_low else low <= value <= high
+    if not (math.isfinite(value) and inside):
+        bracket = "(" if open_low else "["
+        raise InvalidRequest(f"{name} must be in {bracket}{low}, {high}], got {value}.", name)
+
+
+class TokenLogprob(NamedTuple):
+    """One token's log probability under the model, before temperature, penalties and filters."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), most likely first
+
+
+class TokenOutput(NamedTuple):
+    """What one step says of one choice, in token ids: the engine's side of a TokenEvent.
+
+    `token_id` is None on an end that brings no token (abort, error, or max_tokens 0).
+    """
+
+    request_id: str
+    index: int
+    token_id: int | None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None  # the stop token, where it was not the model's own end of turn
+    logprob: TokenLogprob | None = None
+    cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # once, with the first token
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """What a caller of `EngineClient.submit` receives: text that is safe to show.
+
+    One event may carry no text (a character still incomplete, a stop string still possible) or the text
+    of several tokens. The last event of each choice has a finish_reason.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine decided at start-up. Constant for one engine process.
+
+    Attributes:
+        largest_request_tokens: prompt + output that the whole KV pool can hold.
+        reasons: (setting, value, why) for each automatic value, in the order to print.
+    """
+
+    model: str
+    architecture: str
+    dtype: str
+    device: str
+    backend: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    block_size: int
+    num_blocks: int
+    weight_bytes: int
+    kv_bytes: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_queued_requests: int
+    prefix_caching: bool
+    largest_request_tokens: int
+    reasons: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """The engine's state after a step. Counters only grow within one engine process.
+
+    in_use + cached + free blocks = the pool, always; shared blocks are among those in use.
+    """
+
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    blocks_total: int = 0
+    blocks_in_use: int = 0
+    blocks_shared: int = 0
+    blocks_cached: int = 0
+    blocks_free: int = 0
+    tokens_held: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    evicted_blocks: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    requests_finished: Mapping[str, int] = field(default_factory=dict)
+
+
