@@ -6,7 +6,7 @@ Standard library only. Nothing here knows HTTP, tensors or scheduling.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
 from typing import NamedTuple
