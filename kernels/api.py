@@ -1,0 +1,261 @@
+"""The one door to the tensor ops: checks the arguments, picks the backend by the first tensor's device.
+
+CUDA tensors go to Triton, which is imported when the first one arrives; all others go to the CPU backend.
+The checks catch what would read or write the wrong memory. They look at shapes, dtypes and strides alone and
+never at values, which would wait for the device. Shapes and semantics are in `kernels/README.md`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.copy_blocks import cpu as _copy_blocks_cpu
+from kernels.linear.linear import PackedLinear, linear, pack_linear
+from kernels.logprobs import cpu as _logprobs_cpu
+from kernels.paged_attention import cpu as _paged_attention_cpu
+from kernels.penalize import cpu as _penalize_cpu
+from kernels.rms_norm import cpu as _rms_norm_cpu
+from kernels.rotary import cpu as _rotary_cpu
+from kernels.sample import cpu as _sample_cpu
+from kernels.silu_mul import cpu as _silu_mul_cpu
+from kernels.types import AttentionBatch, PenaltyParams, SampleParams
+from kernels.write_kv import cpu as _write_kv_cpu
+
+__all__ = [
+    "AttentionBatch",
+    "PackedLinear",
+    "PenaltyParams",
+    "SampleParams",
+    "backend_name",
+    "copy_blocks",
+    "linear",
+    "logprobs",
+    "pack_linear",
+    "paged_attention",
+    "penalize",
+    "rms_norm",
+    "rotary",
+    "sample",
+    "silu_mul",
+    "write_kv",
+]
+
+ACTIVATIONS = ("silu", "gelu_tanh")
+
+
+def backend_name(device: torch.device | str) -> str:
+    """Names what runs the ops on a device, for a start-up line."""
+    if torch.device(device).type != "cuda":
+        return str(getattr(importlib.import_module("kernels.paged_attention.cpu"), "BACKEND", "cpu (torch)"))
+    import triton
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"triton {triton.__version__} (sm_{major}{minor})"
+
+
+def paged_attention(
+    q_THD: Tensor,
+    kv_N2GPD: Tensor,
+    batch: AttentionBatch,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Attends each new token to its sequence's cached tokens, its own included.
+
+    Args:
+        q_THD: queries of all sequences, one after another; heads may be a slice of a wider tensor.
+        kv_N2GPD: one layer's KV memory, which already holds this step's keys and values.
+        batch: which tokens belong to which sequence, and where their keys are.
+        scale: factor of the scores, 1 / sqrt(D) as a rule.
+        window: how many positions back a token sees, itself included; 0 for all.
+        softcap: `c` of `c * tanh(score / c)`; 0 for none.
+
+    Returns:
+        A new contiguous `[T, H, D]` tensor. Rows of tokens that belong to no sequence are undefined.
+    """
+    _check_kv(kv_N2GPD)
+    _check_batch(batch)
+    if q_THD.dim() != 3 or q_THD.stride(2) != 1 or q_THD.dtype != kv_N2GPD.dtype:
+        raise _bad(f"q must be {kv_N2GPD.dtype} [T, H, D] like the KV memory, last dim contiguous", q_THD)
+    if q_THD.shape[2] != kv_N2GPD.shape[4] or q_THD.shape[1] % kv_N2GPD.shape[2]:
+        raise _bad("q's heads must be a multiple of the kv heads, and of their size", q_THD, kv_N2GPD)
+    if window < 0 or softcap < 0:
+        raise ValueError(f"window and softcap must not be negative, got {window} and {softcap}")
+    if q_THD.shape[0] == 0:
+        return q_THD.new_empty(q_THD.shape)
+    backend = _triton("paged_attention") if q_THD.is_cuda else _paged_attention_cpu
+    out_THD: Tensor = backend.paged_attention(
+        q_THD, kv_N2GPD, batch, scale=scale, window=window, softcap=softcap
+    )
+    return out_THD
+
+
+def write_kv(k_TGD: Tensor, v_TGD: Tensor, kv_N2GPD: Tensor, slot_T: Tensor) -> None:
+    """Stores this step's keys and values in their slots, `block * P + offset`; slot -1 is skipped.
+
+    k and v may be slices of a wider tensor with a contiguous last dim.
+    """
+    _check_kv(kv_N2GPD)
+    _check_ids("slots", slot_T)
+    expected = (slot_T.shape[0], kv_N2GPD.shape[2], kv_N2GPD.shape[4])
+    for x_TGD in (k_TGD, v_TGD):
+        if x_TGD.shape != expected or x_TGD.stride(2) != 1 or x_TGD.dtype != kv_N2GPD.dtype:
+            raise _bad(f"k and v must be {kv_N2GPD.dtype} {expected}, last dim contiguous", x_TGD)
+    if k_TGD.shape[0]:
+        backend = _triton("write_kv") if kv_N2GPD.is_cuda else _write_kv_cpu
+        backend.write_kv(k_TGD, v_TGD, kv_N2GPD, slot_T)
+
+
+def copy_blocks(kv_N2GPD: Tensor, src_: Tensor, dst_: Tensor) -> None:
+    """Copies whole blocks; destinations are distinct and none of them is a source."""
+    _check_kv(kv_N2GPD)
+    _check_ids("sources", src_)
+    _check_ids("destinations", dst_)
+    if src_.shape != dst_.shape:
+        raise _bad("sources must be as many as destinations", src_, dst_)
+    if src_.shape[0]:
+        backend = _triton("copy_blocks") if kv_N2GPD.is_cuda else _copy_blocks_cpu
+        backend.copy_blocks(kv_N2GPD, src_, dst_)
+
+
+def rms_norm(
+    x_TE: Tensor,
+    weight_E: Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    residual_TE: Tensor | None = None,
+) -> Tensor:
+    """Returns `x / rms(x) * (weight + offset)` over the last dim, in x's dtype, contiguous.
+
+    With a residual: `residual += x` in place, and the norm is of that sum. x may be `[T, E]`, or `[T, H, E]`
+    with any strides but the last (the heads of a fused projection); a residual is contiguous.
+    """
+    width = x_TE.shape[-1]
+    if x_TE.dim() not in (2, 3) or x_TE.stride(-1) != 1:
+        raise _bad("x must be [T, E] or [T, H, E], last dim contiguous", x_TE)
+    if weight_E.shape != (width,) or not weight_E.is_contiguous():
+        raise _bad("the weight must be contiguous and as wide as x", weight_E, x_TE)
+    if residual_TE is not None and not (
+        residual_TE.shape == x_TE.shape and residual_TE.dtype == x_TE.dtype and residual_TE.is_contiguous()
+    ):
+        raise _bad("the residual must be contiguous, of x's shape and dtype", residual_TE, x_TE)
+    y: Tensor
+    if x_TE.is_cuda:
+        y = _triton("rms_norm").rms_norm(x_TE, weight_E, eps, offset=offset, residual_TE=residual_TE)
+    elif x_TE.dim() == 2:
+        y = _rms_norm_cpu.rms_norm(x_TE, weight_E, eps, offset=offset, residual_TE=residual_TE)
+    else:
+        flat = residual_TE.view(-1, width) if residual_TE is not None else None
+        y = _rms_norm_cpu.rms_norm(x_TE.reshape(-1, width), weight_E, eps, offset=offset, residual_TE=flat)
+        y = y.view(x_TE.shape)
+    return y
+
+
+def rotary(q_THD: Tensor, k_TGD: Tensor, cos_sin_MR: Tensor, position_T: Tensor) -> None:
+    """Rotates q and k in place, half-split pairs, by row `position_T[t]` of `cos[R / 2], sin[R / 2]`."""
+    rotary_dim = cos_sin_MR.shape[1]
+    if cos_sin_MR.dtype != torch.float32 or rotary_dim % 2 or not cos_sin_MR.is_contiguous():
+        raise _bad("the table must be contiguous fp32 with an even number of columns", cos_sin_MR)
+    _check_ids("positions", position_T)
+    for x_THD in (q_THD, k_TGD):
+        if x_THD.dim() != 3 or x_THD.stride(2) != 1 or x_THD.dtype != q_THD.dtype:
+            raise _bad("q and k must be [T, heads, D] of one dtype, last dim contiguous", x_THD)
+        if x_THD.shape[0] != position_T.shape[0] or x_THD.shape[2] < rotary_dim:
+            raise _bad("q and k must have a row per position and at least R dims", x_THD, cos_sin_MR)
+    if q_THD.shape[0]:
+        backend = _triton("rotary") if q_THD.is_cuda else _rotary_cpu
+        backend.rotary(q_THD, k_TGD, cos_sin_MR, position_T)
+
+
+def silu_mul(gate_up_T2F: Tensor, *, activation: str = "silu") -> Tensor:
+    """Returns `act(gate) * up`, `[T, F]`, of rows that hold the gate and then the up projection."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+    if gate_up_T2F.dim() != 2 or gate_up_T2F.shape[1] % 2 or not gate_up_T2F.is_contiguous():
+        raise _bad("gate_up must be contiguous [T, 2F]", gate_up_T2F)
+    backend = _triton("silu_mul") if gate_up_T2F.is_cuda else _silu_mul_cpu
+    y_TF: Tensor = backend.silu_mul(gate_up_T2F, activation=activation)
+    return y_TF
+
+
+def sample(logits_SV: Tensor, params: SampleParams) -> Tensor:
+    """Draws a token per row, int64 `[S]`: temperature, top-k, top-p, min-p, then a Gumbel-max draw."""
+    _check_logits(logits_SV)
+    if logits_SV.shape[0] == 0:
+        return torch.empty(0, dtype=torch.int64, device=logits_SV.device)
+    backend = _triton("sample") if logits_SV.is_cuda else _sample_cpu
+    token_S: Tensor = backend.sample(logits_SV, params)
+    return token_S
+
+
+def penalize(logits_SV: Tensor, params: PenaltyParams) -> None:
+    """Applies repetition, then frequency and presence penalties in place."""
+    _check_logits(logits_SV)
+    for state_UV in (params.output_count_UV, params.prompt_seen_UV):
+        if state_UV.shape[1] != logits_SV.shape[1] or not state_UV.is_contiguous():
+            raise _bad("counts and prompt flags must be contiguous [U, V]", state_UV, logits_SV)
+    if logits_SV.shape[0]:
+        backend = _triton("penalize") if logits_SV.is_cuda else _penalize_cpu
+        backend.penalize(logits_SV, params)
+
+
+def logprobs(logits_SV: Tensor, token_S: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns each token's log probability, and the ids and log probabilities of the `top` likeliest."""
+    _check_logits(logits_SV)
+    if token_S.shape != logits_SV.shape[:1] or token_S.dtype != torch.int64:
+        raise _bad("tokens must be int64, one per row of logits", token_S, logits_SV)
+    if not 0 <= top <= logits_SV.shape[1]:
+        raise ValueError(f"top must be between 0 and the vocabulary {logits_SV.shape[1]}, got {top}")
+    backend = _triton("logprobs") if logits_SV.is_cuda else _logprobs_cpu
+    chosen_S, top_ids_SK, top_SK = backend.logprobs(logits_SV, token_S, top)
+    return chosen_S, top_ids_SK, top_SK
+
+
+@functools.cache
+def _triton(op: str) -> Any:
+    return importlib.import_module(f"kernels.{op}.triton")
+
+
+def _bad(rule: str, *got: Tensor) -> ValueError:
+    seen = "; ".join(f"{x.dtype} {tuple(x.shape)} with strides {x.stride()}" for x in got)
+    return ValueError(f"{rule}; got {seen}")
+
+
+def _check_kv(kv_N2GPD: Tensor) -> None:
+    if kv_N2GPD.dim() != 5 or kv_N2GPD.shape[1] != 2 or not kv_N2GPD.is_contiguous():
+        raise _bad("KV memory must be contiguous [blocks, 2, kv_heads, block_size, head_dim]", kv_N2GPD)
+
+
+def _check_batch(batch: AttentionBatch) -> None:
+    table_SB, start_S1, length_S = batch.page_table_SB, batch.query_start_S1, batch.seq_len_S
+    if not table_SB.dtype == start_S1.dtype == length_S.dtype == torch.int32:
+        raise _bad("the page table, query starts and lengths must be int32", table_SB, start_S1, length_S)
+    sequences = length_S.shape[0]
+    if table_SB.shape[0] != sequences or start_S1.shape[0] != sequences + 1:
+        raise _bad(
+            f"{sequences} lengths need as many page table rows, one query start more", table_SB, start_S1
+        )
+    if table_SB.stride(1) != 1 or start_S1.stride(0) != 1 or length_S.stride(0) != 1:
+        raise _bad(
+            "page table rows, query starts and lengths must be contiguous", table_SB, start_S1, length_S
+        )
+    if not 0 <= batch.num_decodes <= sequences:
+        raise ValueError(f"num_decodes must be between 0 and {sequences}, got {batch.num_decodes}")
+
+
+def _check_ids(name: str, ids: Tensor) -> None:
+    if ids.dtype != torch.int64 or ids.dim() != 1 or not ids.is_contiguous():
+        raise _bad(f"{name} must be contiguous int64 [n]", ids)
+
+
+def _check_logits(logits_SV: Tensor) -> None:
+    if logits_SV.dtype != torch.float32 or logits_SV.dim() != 2 or not logits_SV.is_contiguous():
+        raise _bad("logits must be contiguous fp32 [S, V]", logits_SV)

@@ -1,0 +1,5 @@
+"""The CPU backend of `logprobs`."""
+
+from .reference import logprobs
+
+__all__ = ["logprobs"]

@@ -1,0 +1,5 @@
+"""The CPU backend of `penalize`."""
+
+from .reference import penalize
+
+__all__ = ["penalize"]
