@@ -1,0 +1,8 @@
+// Included last by each isa_*.cpp: every op, compiled for that file's instruction set.
+#pragma once
+#include "attention.h"
+#include "elementwise.h"
+#include "ops.h"
+#include "write_kv.h"
+
+#define QUIRE_OPS {paged_attention, write_kv, rms_norm, rotary, gate_mul}

@@ -1,0 +1,34 @@
+// The ops, as one table of function pointers per instruction set. Signatures: library.cpp, where they are exported.
+#pragma once
+#include <stdint.h>
+
+enum Dtype { kF32 = 0, kBF16 = 1, kF16 = 2 };
+enum Activation { kSilu = 0, kGeluTanh = 1 };
+
+// One call of paged attention. Names and shapes are those of kernels/README.md; strides are in elements.
+struct AttentionArgs {
+  void* out_THD;
+  const void* q_THD;
+  const void* kv_N2GPD;
+  const int32_t* page_table_SB;
+  const int32_t* query_start_S1;
+  const int32_t* seq_len_S;
+  int64_t page_table_stride, q_stride, q_head_stride;
+  int tokens, seqs, heads, kv_heads, block, dim, window;
+  float scale, softcap;
+};
+
+struct Ops {
+  void (*paged_attention)(int dtype, const AttentionArgs& args);
+  void (*write_kv)(int dtype, const void* k_TGD, const void* v_TGD, void* kv_N2GPD, const int64_t* slot_T,
+                   int64_t tokens, int64_t k_stride, int64_t k_head_stride, int64_t v_stride, int64_t v_head_stride,
+                   int kv_heads, int block, int dim);
+  void (*rms_norm)(int dtype, const void* x_TE, const void* weight_E, void* residual_TE, void* y_TE, int64_t rows,
+                   int64_t inner, int64_t size, int64_t x_stride, int64_t x_inner_stride, float eps, float offset);
+  void (*rotary)(int dtype, void* q_THD, void* k_TGD, const float* cos_sin_MR, const int64_t* position_T,
+                 int64_t tokens, int64_t q_stride, int64_t q_head_stride, int64_t k_stride, int64_t k_head_stride,
+                 int heads, int kv_heads, int rotary_dim);
+  void (*gate_mul)(int dtype, int activation, const void* gate_up_T2F, void* y_TF, int64_t rows, int64_t size);
+};
+
+extern const Ops ops_generic, ops_avx2, ops_avx512, ops_avx512_bf16;
