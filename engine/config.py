@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.errors import ConfigError, MemoryPlanError
+
 GIB = 1 << 30
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+BLOCK_SIZES = (16, 32, 64, 128)
+DEFAULT_BLOCK_SIZE = {"cpu": 32, "cuda": 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +91,204 @@ class EngineConfig:
     scheduler: SchedulerConfig
     parallel: ParallelConfig = ParallelConfig()
     reasons: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the checkpoint says, read from its config and its tensors' headers.
+
+    Attributes:
+        checkpoint_dtype: the type the weights are stored in, mostly.
+        num_parameters: elements that will be held, tied embeddings counted as they will be stored.
+        kv_elements_per_token: 2 * layers * kv heads * head dim.
+    """
+
+    path: str
+    name: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_positions: int
+    checkpoint_dtype: str
+    num_parameters: int
+    kv_elements_per_token: int
+    hidden_size: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What the device offers, measured before anything is allocated."""
+
+    device: str  # "cpu" | "cuda"
+    name: str
+    total_bytes: int
+    free_bytes: int
+    fast_dtypes: tuple[str, ...]  # those with matrix instructions, the preferred first
+
+
+def resolve(options: EngineOptions, model: ModelFacts, machine: MachineFacts) -> EngineConfig:
+    """Decides every automatic value, and refuses what cannot work before anything is allocated.
+
+    Raises:
+        ConfigError: a value is out of range.
+        MemoryPlanError: weights or KV pool do not fit; the message says what would.
+    """
+    return _Resolver(options, model, machine).resolve()
+
+
+class _Resolver:
+    """One pass over the options, in the order in which the values depend on each other."""
+
+    def __init__(self, options: EngineOptions, model: ModelFacts, machine: MachineFacts) -> None:
+        self.options = options
+        self.model = model
+        self.machine = machine
+        self.reasons: list[tuple[str, str, str]] = []
+
+    def resolve(self) -> EngineConfig:
+        dtype = self._dtype()
+        weight_bytes = self.model.num_parameters * DTYPE_BYTES[dtype]
+        seqs, batched = self._step_limits()
+        block_size = self._block_size()
+        block_bytes = self.model.kv_elements_per_token * DTYPE_BYTES[dtype] * block_size
+        wanted_len = self.options.max_model_len or self.model.max_positions
+        if self.options.max_model_len is not None:
+            _check("--max-model-len", wanted_len, 1, self.model.max_positions)
+        pool_bytes = self._pool_bytes(weight_bytes, block_bytes, block_size, seqs, batched, wanted_len)
+        num_blocks = pool_bytes // block_bytes
+        max_len = self._max_model_len(wanted_len, num_blocks, block_size, block_bytes)
+        queued = self.options.max_queued_requests
+        return EngineConfig(
+            model=ModelConfig(
+                path=self.model.path,
+                name=self.options.served_model_name or self.model.name,
+                dtype=dtype,
+                device=self.machine.device,
+                max_model_len=max_len,
+                vocab_size=self.model.vocab_size,
+                eos_token_ids=self.model.eos_token_ids,
+                seed=self.options.seed,
+            ),
+            cache=CacheConfig(block_size, num_blocks, block_bytes, self.options.prefix_caching),
+            scheduler=SchedulerConfig(
+                max_num_seqs=seqs,
+                max_num_batched_tokens=batched,
+                max_queued_requests=4 * seqs if queued is None else queued,
+                steps_ahead=2 if self.machine.device == "cuda" else 1,
+            ),
+            reasons=tuple(self.reasons),
+        )
+
+    def _auto(self, setting: str, value: object, why: str) -> None:
+        self.reasons.append((setting, str(value), why))
+
+    def _dtype(self) -> str:
+        asked = self.options.dtype
+        if asked != "auto":
+            if asked not in DTYPE_BYTES:
+                raise ConfigError(f"--dtype {asked}: choose auto, {', '.join(DTYPE_BYTES)}.")
+            return asked
+        stored, fast = self.model.checkpoint_dtype, self.machine.fast_dtypes
+        dtype = stored if stored in fast else fast[0]
+        if dtype == stored:
+            why = "as the checkpoint is stored"
+        else:
+            why = f"the checkpoint is {stored}, which is slow on {self.machine.name}"
+        self._auto("dtype", dtype, why)
+        return dtype
+
+    def _step_limits(self) -> tuple[int, int]:
+        cuda = self.machine.device == "cuda"
+        seqs, batched = self.options.max_num_seqs, self.options.max_num_batched_tokens
+        if seqs is None:
+            seqs = 256 if cuda else 64
+            self._auto("max-num-seqs", seqs, f"default on {self.machine.device}")
+        _check("--max-num-seqs", seqs, 1, 4096)
+        if batched is None:
+            batched = max(8192 if cuda else 512, seqs)
+            self._auto("max-num-batched-tokens", batched, "longer prompts are computed in chunks of this")
+        _check("--max-num-batched-tokens", batched, 1, 1 << 20)
+        if batched < seqs:
+            raise ConfigError(
+                f"--max-num-batched-tokens {batched} is less than --max-num-seqs {seqs}: "
+                "each running request needs one token of every step. Raise one or lower the other."
+            )
+        return seqs, batched
+
+    def _block_size(self) -> int:
+        size = self.options.block_size
+        if size is None:
+            size = DEFAULT_BLOCK_SIZE[self.machine.device]
+            self._auto("block-size", size, f"measured best on {self.machine.device}")
+        elif size not in BLOCK_SIZES:
+            raise ConfigError(f"--block-size {size}: choose one of {', '.join(map(str, BLOCK_SIZES))}.")
+        return size
+
+    def _pool_bytes(
+        self, weights: int, block: int, block_size: int, seqs: int, batched: int, max_len: int
+    ) -> int:
+        asked = self.options.kv_cache_memory_bytes
+        _check("--gpu-memory-utilization", self.options.gpu_memory_utilization, 0.05, 1.0)
+        activations = self._activation_bytes(seqs, batched)
+        available = self._available_bytes() - weights - activations
+        least = 2 * block  # padding and one block
+        if available < least:
+            raise MemoryPlanError(
+                f"{self.model.name} needs {_gib(weights)} for weights and {_gib(activations)} to compute, "
+                f"but {self.machine.name} offers {_gib(self._available_bytes())} "
+                f"of its {_gib(self.machine.total_bytes)}. Choose a smaller model or --dtype, "
+                "or free memory."
+            )
+        if asked is not None:
+            if not least <= asked <= available:
+                raise MemoryPlanError(
+                    f"--kv-cache-memory {_gib(asked)}: between {_gib(least)} and {_gib(available)} "
+                    "is possible here beside the weights."
+                )
+            return asked
+        if self.machine.device == "cuda":
+            share = f"{self.options.gpu_memory_utilization:.0%} of the device less weights and activations"
+            self._auto("kv-cache-memory", _gib(available), share)
+            return available
+        useful = block * (1 + seqs * -(-max_len // block_size))
+        quarter = available // 4
+        pool = max(min(useful, quarter), least)
+        why = "every running request at full length" if pool == useful else "a quarter of the free memory"
+        self._auto("kv-cache-memory", _gib(pool), why)
+        return pool
+
+    def _available_bytes(self) -> int:
+        if self.machine.device == "cuda":
+            used = self.machine.total_bytes - self.machine.free_bytes
+            return int(self.machine.total_bytes * self.options.gpu_memory_utilization) - used
+        return int(self.machine.free_bytes * 0.95)
+
+    def _activation_bytes(self, seqs: int, batched: int) -> int:
+        """Peak of one step: the widest layer's inputs and outputs, and two copies of the logits."""
+        width = 6 * self.model.hidden_size + 3 * self.model.intermediate_size
+        return 4 * (batched * width + 3 * seqs * self.model.vocab_size)
+
+    def _max_model_len(self, wanted: int, num_blocks: int, block_size: int, block_bytes: int) -> int:
+        holds = (num_blocks - 1) * block_size
+        if self.options.max_model_len is None:
+            length = min(wanted, holds)
+            why = "the model's own limit" if length == wanted else "the longest that the KV pool holds"
+            self._auto("max-model-len", length, why)
+            return length
+        if holds < wanted:
+            needs = (-(-wanted // block_size) + 1) * block_bytes
+            raise MemoryPlanError(
+                f"One request of --max-model-len {wanted} needs {_gib(needs)} of KV cache, but the pool "
+                f"has {_gib(num_blocks * block_bytes)}. Lower --max-model-len to {holds} "
+                "or raise --kv-cache-memory."
+            )
+        return wanted
+
+
+def _check(flag: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{flag} {value}: must be between {low} and {high}.")
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

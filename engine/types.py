@@ -238,5 +238,3 @@ class EngineSnapshot:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     requests_finished: Mapping[str, int] = field(default_factory=dict)
-
-

@@ -1,0 +1,79 @@
+"""What the device is and what it offers. The only place that asks the operating system or CUDA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from engine.config import MachineFacts
+from engine.errors import ConfigError
+
+
+def choose(asked: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    if asked not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {asked}: choose auto, cpu or cuda.")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda: this torch sees no CUDA device. Check `nvidia-smi` and that torch is a CUDA build, "
+            "or use --device cpu."
+        )
+    use_cuda = asked == "cuda" or (asked == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def measure(device: torch.device) -> MachineFacts:
+    """Memory and fast types of the device, before anything is allocated on it."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        name = torch.cuda.get_device_name(device)
+        return MachineFacts("cuda", name, total, free, ("bfloat16", "float16"))
+    total, free = _host_memory()
+    return MachineFacts("cpu", "this CPU", total, free, _fast_cpu_dtypes())
+
+
+def _fast_cpu_dtypes() -> tuple[str, ...]:
+    """bf16 products are fast only with AVX512-BF16 or AMX; fp16 ones never (research: 26 against 400 GFLOP/s)."""
+    flags = _cpu_flags()
+    if "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags:
+        return ("bfloat16", "float32")
+    return ("float32",)
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    for line in lines:
+        if line.startswith(("flags", "Features")):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def _host_memory() -> tuple[int, int]:
+    """(total, available) bytes, the container's limit included where there is one."""
+    info = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        key, value = line.split(":", 1)
+        info[key] = int(value.split()[0]) * 1024
+    total, available = info["MemTotal"], info["MemAvailable"]
+    limit, used = _cgroup_memory()
+    if limit is not None and limit < total:
+        return limit, min(available, limit - used)
+    return total, available
+
+
+def _cgroup_memory() -> tuple[int | None, int]:
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None, 0
+    return (None if limit == "max" else int(limit)), used

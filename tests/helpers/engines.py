@@ -1,0 +1,81 @@
+"""Engine cores for tests: a real executor on the CPU with a pool of a chosen size, and a loop to run it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from engine.core import EngineCore
+from engine.exec.build import build_executor
+from engine.model.checkpoint import open_checkpoint
+from engine.types import FinishReason, SamplingParams, TokenLogprob, TokenOutput
+
+
+def make_core(
+    path: Path,
+    *,
+    num_blocks: int = 128,
+    block_size: int = 16,
+    max_num_seqs: int = 8,
+    max_num_batched_tokens: int = 512,
+    max_model_len: int = 256,
+    prefix_caching: bool = True,
+    steps_ahead: int = 1,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> EngineCore:
+    """A core around the checkpoint at `path`; every limit can be made small."""
+    checkpoint = open_checkpoint(str(path))
+    spec = checkpoint.spec
+    config = EngineConfig(
+        model=ModelConfig(
+            path=str(path), name="test", dtype=dtype, device=device, max_model_len=max_model_len,
+            vocab_size=spec.vocab_size, eos_token_ids=checkpoint.eos_token_ids, seed=0,
+        ),
+        cache=CacheConfig(block_size, num_blocks, 1, prefix_caching),
+        scheduler=SchedulerConfig(max_num_seqs, max_num_batched_tokens, 1000, steps_ahead),
+    )  # fmt: skip
+    executor = build_executor(config, checkpoint, torch.device(device))
+    return EngineCore(config, executor)
+
+
+class Stream:
+    """What one choice produced."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish_reason: FinishReason | None = None
+        self.cached_tokens = 0
+        self.prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+    def add(self, output: TokenOutput) -> None:
+        assert self.finish_reason is None, "a token after the end"
+        if output.token_id is not None:
+            self.token_ids.append(output.token_id)
+        if output.logprob is not None:
+            self.logprobs.append(output.logprob)
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
+        self.cached_tokens = output.cached_tokens
+        self.finish_reason = output.finish_reason
+
+
+def run(
+    core: EngineCore, requests: Iterable[tuple[str, list[int], SamplingParams]], *, max_steps: int = 20_000
+) -> dict[tuple[str, int], Stream]:
+    """Adds the requests, steps until nothing is left, and returns the stream of every choice."""
+    streams: dict[tuple[str, int], Stream] = defaultdict(Stream)
+    for request_id, prompt_ids, params in requests:
+        core.add(request_id, prompt_ids, params)
+    for _ in range(max_steps):
+        if not core.has_work:
+            break
+        for output in core.step():
+            streams[output.request_id, output.index].add(output)
+    assert not core.has_work, f"still at work after {max_steps} steps"
+    return dict(streams)

@@ -1,0 +1,89 @@
+"""resolve(): every automatic value is decided before anything is allocated, with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.config import GIB, EngineOptions, MachineFacts, ModelFacts, resolve
+from engine.errors import ConfigError, MemoryPlanError
+
+OPTIONS = EngineOptions(model="m")
+# Llama-3.1-8B: 32 layers, 8 kv heads of 128.
+LLAMA_8B = ModelFacts(
+    path="/m", name="llama-8b", vocab_size=128_256, eos_token_ids=(128_009,), max_positions=131_072,
+    checkpoint_dtype="bfloat16", num_parameters=8_030_000_000, kv_elements_per_token=2 * 32 * 8 * 128,
+    hidden_size=4096, intermediate_size=14_336,
+)  # fmt: skip
+TINY = replace(LLAMA_8B, name="tiny", num_parameters=4_000_000, kv_elements_per_token=2 * 5 * 2 * 64,
+               max_positions=2048, vocab_size=2048, hidden_size=256, intermediate_size=704)  # fmt: skip
+H200 = MachineFacts("cuda", "NVIDIA H200", 139 * GIB, 138 * GIB, ("bfloat16", "float16"))
+LAPTOP = MachineFacts("cpu", "this CPU", 24 * GIB, 20 * GIB, ("bfloat16", "float32"))
+OLD_LAPTOP = replace(LAPTOP, fast_dtypes=("float32",))
+
+
+def reason(config_reasons: tuple[tuple[str, str, str], ...], setting: str) -> tuple[str, str]:
+    return next((value, why) for name, value, why in config_reasons if name == setting)
+
+
+def test_cuda_uses_the_asked_share_of_memory() -> None:
+    config = resolve(OPTIONS, LLAMA_8B, H200)
+    pool = config.cache.num_blocks * config.cache.bytes_per_block
+    assert config.cache.bytes_per_block == 128 * 1024 * 64  # 128 KiB a token in bf16, blocks of 64
+    assert 100 * GIB < pool < 0.9 * 139 * GIB - 15 * GIB
+    assert config.model.max_model_len == 131_072
+    assert config.scheduler.steps_ahead == 2
+
+
+def test_small_model_on_cpu_takes_what_its_requests_can_use() -> None:
+    config = resolve(OPTIONS, TINY, LAPTOP)
+    holds = (config.cache.num_blocks - 1) * config.cache.block_size
+    assert holds == config.scheduler.max_num_seqs * 2048
+    assert reason(config.reasons, "kv-cache-memory")[1] == "every running request at full length"
+
+
+def test_context_shrinks_to_the_pool_and_says_so() -> None:
+    config = resolve(OPTIONS, LLAMA_8B, replace(LAPTOP, free_bytes=19 * GIB))
+    assert config.model.max_model_len == (config.cache.num_blocks - 1) * config.cache.block_size
+    assert reason(config.reasons, "max-model-len")[1] == "the longest that the KV pool holds"
+
+
+def test_model_larger_than_memory_is_refused() -> None:
+    with pytest.raises(MemoryPlanError, match=r"llama-8b needs 14\.96 GiB for weights"):
+        resolve(OPTIONS, LLAMA_8B, replace(LAPTOP, free_bytes=8 * GIB))
+
+
+def test_asked_context_that_does_not_fit_is_refused_with_the_one_that_does() -> None:
+    options = replace(OPTIONS, max_model_len=2048, kv_cache_memory_bytes=2 * 2**20)
+    with pytest.raises(MemoryPlanError, match=r"Lower --max-model-len to \d+ or raise --kv-cache-memory"):
+        resolve(options, TINY, LAPTOP)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (replace(OPTIONS, dtype="int4"), "--dtype int4: choose auto"),
+        (replace(OPTIONS, block_size=17), "--block-size 17: choose one of 16, 32, 64, 128"),
+        (replace(OPTIONS, max_num_seqs=0), "--max-num-seqs 0: must be between 1"),
+        (replace(OPTIONS, max_num_seqs=64, max_num_batched_tokens=32), "needs one token of every step"),
+        (replace(OPTIONS, max_model_len=1 << 20), "--max-model-len 1048576: must be between 1 and 2048"),
+        (replace(OPTIONS, kv_cache_memory_bytes=100 * GIB), "--kv-cache-memory 100.00 GiB: between"),
+        (replace(OPTIONS, gpu_memory_utilization=1.5), "--gpu-memory-utilization 1.5"),
+    ],
+)
+def test_impossible_options_are_refused_in_one_line(options: EngineOptions, match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        resolve(options, TINY, LAPTOP)
+    assert "\n" not in str(caught.value)
+
+
+def test_dtype_follows_the_checkpoint_where_the_machine_is_fast_in_it() -> None:
+    assert resolve(OPTIONS, TINY, LAPTOP).model.dtype == "bfloat16"
+    assert resolve(OPTIONS, TINY, OLD_LAPTOP).model.dtype == "float32"
+    half = replace(TINY, checkpoint_dtype="float16")
+    assert resolve(OPTIONS, half, H200).model.dtype == "float16"
+    assert resolve(OPTIONS, half, LAPTOP).model.dtype == "bfloat16"
+    full = replace(TINY, checkpoint_dtype="float32")
+    assert resolve(OPTIONS, full, LAPTOP).model.dtype == "float32"
+    assert resolve(OPTIONS, full, H200).model.dtype == "bfloat16"
