@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kernels.api import AttentionBatch
 from torch import Tensor
+
+from kernels.api import AttentionBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,255 @@
+"""Inspecting a checkpoint before anything is allocated: can it be served, and what does it need?
+
+Reads JSON and safetensors headers, never weights; executes nothing that comes with a checkpoint. Knows
+files and names, not tensors. What is wrong is said in one line that names the file or key at fault.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ModelError
+from engine.model.arch import ArchSpec
+from engine.model.family import Family
+from engine.model.headers import TensorInfo, read_header
+from engine.model.hf_config import HFConfig
+from engine.model.hub import find_folder
+from engine.model.registry import find_family
+from engine.model.weights import Slot, WeightNames, model_slots
+
+INDEX = "model.safetensors.index.json"
+MAX_JSON_BYTES = 64 << 20
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+LOADABLE = ("BF16", "F16", "F32", "F64")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Tables that old checkpoints saved and every engine computes itself.
+HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias", ".embed_positions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that can be loaded, and everything known about it without loading it.
+
+    Attributes:
+        path: the local folder.
+        name: the folder or hub id as it was asked for.
+        tensors: every tensor in the files, by its name on disk.
+        slots: the model's tensors, each with the names it is read from; all are in `tensors`.
+        unused: names in the files that nothing reads and that are not known to be harmless.
+        dtype: what the config says the weights were trained in, or None.
+        eos_token_ids: end-of-turn tokens, of generation_config.json or else config.json.
+    """
+
+    path: Path
+    name: str
+    architecture: str
+    spec: ArchSpec
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    slots: tuple[Slot, ...]
+    unused: tuple[str, ...]
+    dtype: str | None
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(math.prod(part.shape) for slot in self.slots for part in slot.all_parts)
+
+    def weight_bytes(self, dtype: str) -> int:
+        """Memory of the weights when loaded as "bfloat16", "float16" or "float32"."""
+        return self.num_parameters * DTYPE_BYTES[dtype]
+
+
+def inspect(model: str) -> Checkpoint:
+    """Finds and checks a checkpoint.
+
+    Args:
+        model: a folder, or the id of a hub repository, which is downloaded unless it is in the cache.
+
+    Raises:
+        ModelError: it cannot be had or cannot be served; nothing was allocated.
+    """
+    folder = find_folder(model, weights=False)
+    config = read_json(folder / "config.json")
+    architecture, family = _family(config)
+    spec = family.read(HFConfig(_with_outer_keys(config)))
+    folder = find_folder(model, weights=True)
+    tensors = _read_tensors(folder)
+    slots = _find_slots(spec, family.names, tensors)
+    generation = read_json(folder / "generation_config.json", optional=True)
+    return Checkpoint(
+        path=folder,
+        name=model,
+        architecture=architecture,
+        spec=spec,
+        config=config,
+        generation_config=generation,
+        tensors=tensors,
+        slots=slots,
+        unused=_unused(tensors, slots, spec, family.names),
+        dtype=_dtype(config),
+        eos_token_ids=_eos_token_ids((generation, config, _text_config(config)), spec.vocab_size),
+    )
+
+
+def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """A JSON object from a file; empty where an optional one is missing."""
+    if optional and not path.exists():
+        return {}
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelError(f"{path.name} is larger than {MAX_JSON_BYTES} bytes.")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path.name} is not valid JSON.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path.name} is not a JSON object.")
+    return value
+
+
+def _family(config: Mapping[str, Any]) -> tuple[str, Family]:
+    """The family, after refusing what no family can serve."""
+    for part in (config, _text_config(config)):
+        if part.get("quantization_config") or part.get("compression_config"):
+            raise ModelError("Quantised checkpoints are not supported; use the bf16 or fp16 original.")
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError("config.json: architectures must be a list of names.")
+    try:
+        return find_family(names)
+    except ModelError as error:
+        if not config.get("auto_map"):
+            raise
+        raise ModelError(f"{error} Its own Python code (auto_map) is never executed.") from None
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    nested = config.get("text_config")
+    return nested if isinstance(nested, Mapping) else {}
+
+
+def _with_outer_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Multimodal configs may say outside `text_config` whether its embeddings are tied."""
+    if not _text_config(config) or "tie_word_embeddings" not in config:
+        return dict(config)
+    outer = {"tie_word_embeddings": config["tie_word_embeddings"]}
+    return {**config, "text_config": {**outer, **_text_config(config)}}
+
+
+def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Every tensor of every weight file.
+
+    Raises:
+        ModelError: a shard is missing, a name is in two files, or there are no safetensors at all.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for file in _weight_files(folder):
+        for name, tensor in read_header(folder / file).items():
+            if name in tensors:
+                raise ModelError(f"Tensor {name[:80]} is in both {tensors[name].file} and {file}.")
+            tensors[name] = tensor
+    return tensors
+
+
+def _weight_files(folder: Path) -> Sequence[str]:
+    if (folder / INDEX).exists():
+        return _indexed_files(folder)
+    if (folder / "model.safetensors").exists():
+        return ["model.safetensors"]
+    # Mistral's own format lies beside the other one and holds the same weights under other names.
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    names = [name for name in names if not name.startswith("consolidated")]
+    if not names:
+        raise ModelError(_why_no_weights(folder))
+    return names
+
+
+def _indexed_files(folder: Path) -> Sequence[str]:
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
+        raise ModelError(f"{INDEX}: weight_map must map tensors to *.safetensors files beside it.")
+    files = sorted(set(weight_map.values()))
+    missing = [file for file in files if not (folder / file).exists()]
+    if missing:
+        raise ModelError(f"{len(missing)} of {len(files)} weight files are missing: {_some(missing)}.")
+    return files
+
+
+def _is_plain_name(name: object) -> bool:
+    """A file name that cannot lead out of the folder."""
+    return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\\0")
+
+
+def _why_no_weights(folder: Path) -> str:
+    if any(folder.glob("*.gguf")):
+        return "GGUF files are not supported; use the original safetensors checkpoint."
+    if any(path for pattern in PICKLES for path in folder.glob(pattern)):
+        return (
+            "Only pickled weights (.bin, .pt) were found, and those can run code when opened; "
+            "convert them with `safetensors`, or use a checkpoint that has *.safetensors."
+        )
+    return "No *.safetensors files were found beside config.json."
+
+
+def _find_slots(spec: ArchSpec, names: WeightNames, tensors: Mapping[str, TensorInfo]) -> tuple[Slot, ...]:
+    """The model's tensors, each checked to be in the files with the right shape."""
+    prefixes = [prefix for prefix in names.prefixes if f"{prefix}{names.embed}.weight" in tensors]
+    heads = [head for head in names.lm_heads if f"{head}.weight" in tensors]
+    prefix, head = [*prefixes, names.prefixes[0]][0], [*heads, names.lm_heads[0]][0]
+    slots = tuple(model_slots(spec, names, prefix, head))
+    parts = [part for slot in slots for part in slot.all_parts]
+    missing = [part.name for part in parts if part.name not in tensors]
+    if missing:
+        raise ModelError(f"{len(missing)} of {len(parts)} weights are missing: {_some(missing)}.")
+    for part in parts:
+        found = tensors[part.name]
+        if found.shape != part.shape:
+            raise ModelError(
+                f"{part.name} has shape {list(found.shape)}, but config.json asks for {list(part.shape)}."
+            )
+        if found.dtype not in LOADABLE:
+            raise ModelError(f"{part.name} is stored as {found.dtype}; supported: {', '.join(LOADABLE)}.")
+    return slots
+
+
+def _unused(
+    tensors: Iterable[str], slots: Iterable[Slot], spec: ArchSpec, names: WeightNames
+) -> tuple[str, ...]:
+    used = {part.name for slot in slots for part in slot.all_parts}
+    if spec.tied_embeddings:  # some files write the tied matrix twice
+        used |= {f"{head}.weight" for head in names.lm_heads}
+    rest = (name for name in tensors if name not in used)
+    return tuple(name for name in rest if not name.startswith(names.ignored) and not name.endswith(HARMLESS))
+
+
+def _dtype(config: Mapping[str, Any]) -> str | None:
+    """The training type, under its old or its new key."""
+    for part in (config, _text_config(config)):
+        for key in ("dtype", "torch_dtype"):
+            name = str(part.get(key)).removeprefix("torch.")
+            if name in DTYPE_BYTES:
+                return name
+    return None
+
+
+def _eos_token_ids(configs: Sequence[Mapping[str, Any]], vocab_size: int) -> tuple[int, ...]:
+    """The first config that names any decides."""
+    for config in configs:
+        value = config.get("eos_token_id")
+        ids = value if isinstance(value, list) else [value]
+        valid = [i for i in ids if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size]
+        if valid:
+            return tuple(dict.fromkeys(valid))
+    return ()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
