@@ -156,7 +156,7 @@ class TokenOutput(NamedTuple):
     """
 
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # the choice; shadows tuple.index, which nobody calls
     token_id: int | None
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None  # the stop token, where it was not the model's own end of turn

@@ -52,7 +52,7 @@ def build(plan: StepPlan, rows: Rows, kv: Sequence[Tensor]) -> BatchTensors:
     packed = torch.from_numpy(host.packed)
     if device.type == "cuda":
         packed = packed.pin_memory().to(device, non_blocking=True)
-    fields = iter(packed.split(host.sizes))
+    fields = iter(torch.split(packed, host.sizes))
     row_S, seq_len_S, query_start_S1 = next(fields), next(fields), next(fields)
     token_T, position_T, row_T = next(fields), next(fields), next(fields)
     sample_index, sample_row, sample_position = next(fields), next(fields), next(fields)

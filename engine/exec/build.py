@@ -6,25 +6,26 @@ Everything that can be refused is refused before the first allocation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePath
 
 import torch
 
 from engine.config import EngineConfig, EngineOptions, ModelFacts, resolve
 from engine.core import EngineCore
-from engine.errors import ModelError
 from engine.exec import device as devices
 from engine.exec.executor import LocalExecutor
 from engine.exec.kv_store import KVStore
 from engine.exec.rows import Rows
-from engine.model.checkpoint import Checkpoint, open_checkpoint
-from engine.model.loader import load_model
-from engine.model.transformer import Transformer
+from engine.model import checkpoint as checkpoints
+from engine.model import loader
+from engine.model.checkpoint import Checkpoint
 from engine.plan import RowStart, SequencePlan, StepPlan
 from engine.sample.sampler import Sampler
 from engine.types import EngineInfo, SamplingParams
 from kernels import api
 
 Progress = Callable[[int, int], None]
+_STORED = {"BF16": "bfloat16", "F16": "float16"}
 
 
 def build(options: EngineOptions, progress: Progress | None = None) -> tuple[EngineCore, EngineInfo]:
@@ -38,20 +39,45 @@ def build(options: EngineOptions, progress: Progress | None = None) -> tuple[Eng
         ConfigError: in one line for the operator.
     """
     device = devices.choose(options.device)
-    checkpoint = open_checkpoint(options.model)
-    config = resolve(options, model_facts(checkpoint), devices.measure(device))
-    executor, weight_bytes = build_executor(config, checkpoint, device, progress)
+    checkpoint = checkpoints.inspect(options.model)
+    facts = model_facts(checkpoint, device)
+    config = resolve(options, facts, devices.measure(device))
+    executor = build_executor(config, checkpoint, device, progress)
     warm_up(executor)
-    return EngineCore(config, executor), engine_info(config, checkpoint, device, weight_bytes)
+    return EngineCore(config, executor), engine_info(config, checkpoint, facts, device)
+
+
+def model_facts(checkpoint: Checkpoint, device: torch.device) -> ModelFacts:
+    """What `resolve` needs to know of a checkpoint on this device."""
+    spec = checkpoint.spec
+    parameters = checkpoint.num_parameters
+    if spec.tied_embeddings and device.type == "cpu":
+        parameters += spec.vocab_size * spec.hidden_size  # packed for the output, in rows for the look-up
+    stored = [tensor.dtype for tensor in checkpoint.tensors.values()]
+    return ModelFacts(
+        path=str(checkpoint.path),
+        name=PurePath(checkpoint.name).name or checkpoint.name,
+        vocab_size=spec.vocab_size,
+        eos_token_ids=checkpoint.eos_token_ids,
+        max_positions=spec.max_positions,
+        checkpoint_dtype=_STORED.get(max(set(stored), key=stored.count), "float32"),
+        num_parameters=parameters,
+        kv_elements_per_token=2 * spec.num_layers * spec.num_kv_heads * spec.head_dim,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.mlp_size,
+    )
 
 
 def build_executor(
     config: EngineConfig, checkpoint: Checkpoint, device: torch.device, progress: Progress | None = None
-) -> tuple[LocalExecutor, int]:
-    """Allocates weights, KV memory and rows. Returns the executor and the weights' bytes."""
-    dtype: torch.dtype = getattr(torch, config.model.dtype)
-    model = load_model(
-        checkpoint, dtype=dtype, device=device, max_model_len=config.model.max_model_len, progress=progress
+) -> LocalExecutor:
+    """Allocates weights, KV memory and rows."""
+    model = loader.load(
+        checkpoint,
+        dtype=config.model.dtype,
+        device=device,
+        max_model_len=config.model.max_model_len,
+        progress=progress,
     )
     spec = checkpoint.spec
     store = KVStore(
@@ -59,11 +85,51 @@ def build_executor(
         num_layers=spec.num_layers,
         kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
-        dtype=dtype,
+        dtype=model.dtype,
         device=device,
     )
     num_rows = config.scheduler.max_num_seqs
     max_blocks = -(-config.model.max_model_len // config.cache.block_size) + 1
     rows = Rows(num_rows, max_blocks, device)
     sampler = Sampler(num_rows, spec.vocab_size, config.model.eos_token_ids, device)
-    return LocalExecutor(model, store, rows, sampler), weight_bytes(model)
+    return LocalExecutor(model, store, rows, sampler)
+
+
+def warm_up(executor: LocalExecutor) -> None:
+    """One real step of one token that writes to the padding block, so that the first request does not pay
+    for lazily built primitives and kernels."""
+    params = SamplingParams(temperature=1.0, top_p=0.9)
+    plan = StepPlan(
+        step=0,
+        row_starts=(RowStart(0, params, 0, 1, (0,), ()),),
+        sequences=(SequencePlan(0, 0, 1, (0,), (0,), True),),
+    )
+    executor.forward(plan)
+    executor.sample(plan).result()
+
+
+def engine_info(
+    config: EngineConfig, checkpoint: Checkpoint, facts: ModelFacts, device: torch.device
+) -> EngineInfo:
+    cache, scheduler = config.cache, config.scheduler
+    element_bytes = torch.finfo(getattr(torch, config.model.dtype)).bits // 8
+    return EngineInfo(
+        model=config.model.name,
+        architecture=checkpoint.architecture,
+        dtype=config.model.dtype,
+        device=config.model.device,
+        backend=api.backend_name(device),
+        vocab_size=config.model.vocab_size,
+        max_model_len=config.model.max_model_len,
+        eos_token_ids=config.model.eos_token_ids,
+        block_size=cache.block_size,
+        num_blocks=cache.num_blocks,
+        weight_bytes=facts.num_parameters * element_bytes,
+        kv_bytes=cache.num_blocks * cache.bytes_per_block,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_queued_requests=scheduler.max_queued_requests,
+        prefix_caching=cache.prefix_caching,
+        largest_request_tokens=min((cache.num_blocks - 1) * cache.block_size, config.model.max_model_len),
+        reasons=config.reasons,
+    )

@@ -20,8 +20,8 @@ def choose(asked: str) -> torch.device:
         raise ConfigError(f"--device {asked}: choose auto, cpu or cuda.")
     if asked == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "--device cuda: this torch sees no CUDA device. Check `nvidia-smi` and that torch is a CUDA build, "
-            "or use --device cpu."
+            "--device cuda: this torch sees no CUDA device. Check `nvidia-smi` and that torch is a CUDA "
+            "build, or use --device cpu."
         )
     use_cuda = asked == "cuda" or (asked == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_cuda else "cpu")
@@ -38,7 +38,7 @@ def measure(device: torch.device) -> MachineFacts:
 
 
 def _fast_cpu_dtypes() -> tuple[str, ...]:
-    """bf16 products are fast only with AVX512-BF16 or AMX; fp16 ones never (research: 26 against 400 GFLOP/s)."""
+    """bf16 products are fast only with instructions for them; fp16 ones are slow on every CPU we know."""
     flags = _cpu_flags()
     if "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags:
         return ("bfloat16", "float32")

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.dist.transfer import to_device, to_host
 from engine.exec import batch
 from engine.exec.batch import BatchTensors
 from engine.exec.kv_store import KVStore
 from engine.exec.rows import Rows
 from engine.model.transformer import Transformer
 from engine.plan import RowStart, SequencePlan, StepPlan, StepResult
-from engine.sample.sampler import PendingLogprobs, Sampler, to_host
+from engine.sample.sampler import PendingLogprobs, Sampler
 from engine.types import TokenLogprob
 
 _PROMPT_LOGITS_TOKENS = 128  # prompt positions whose logits are held at once
@@ -97,7 +98,7 @@ class LocalExecutor:
         for i in range(0, len(following), _PROMPT_LOGITS_TOKENS):
             part = following[i : i + _PROMPT_LOGITS_TOKENS]
             logits_SV = self._model.logits(hidden_TE[i : i + len(part)])
-            tokens = torch.tensor(part, dtype=torch.int64, device=logits_SV.device)
+            tokens = to_device(part, torch.int64, logits_SV.device)
             pending = PendingLogprobs(logits_SV, tokens, [top] * len(part))
             if logits_SV.is_cuda:
                 torch.cuda.current_stream().synchronize()
@@ -137,7 +138,7 @@ class _Handle:
         self._token_S = None if token_S is None else to_host(token_S)
         self._arrived: torch.cuda.Event | None = None
         if token_S is not None and token_S.is_cuda:
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def result(self) -> StepResult:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.config import CacheConfig
+from engine.dist.transfer import to_device
 from kernels import api
 
 
@@ -38,6 +39,6 @@ class KVStore:
         if not pairs:
             return
         device = self.layers[0].device
-        source, destination = torch.tensor(pairs, dtype=torch.int64, device=device).unbind(1)
+        source, destination = to_device(list(zip(*pairs, strict=True)), torch.int64, device)
         for kv_N2GPD in self.layers:
-            api.copy_blocks(kv_N2GPD, source.contiguous(), destination.contiguous())
+            api.copy_blocks(kv_N2GPD, source, destination)

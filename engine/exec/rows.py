@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.dist.transfer import to_device
 from engine.plan import StepPlan
 
 
@@ -42,7 +43,5 @@ class Rows:
             if sequence.new_block_ids:
                 extend(sequence.row, sequence.new_block_ids)
         if rows:
-            index = torch.tensor([rows, columns, blocks], dtype=torch.int64).to(
-                self._device, non_blocking=True
-            )
+            index = to_device([rows, columns, blocks], torch.int64, self._device)
             self.page_table_RB[index[0], index[1]] = index[2].to(torch.int32)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.dist.transfer import to_device, to_host
 from engine.plan import RowStart
 from engine.types import SamplingParams, TokenLogprob
 from kernels import api
@@ -46,7 +47,7 @@ class Sampler:
             return
         for start in starts:
             self._start_host_state(start)
-        row = torch.tensor([start.row for start in starts], device=self._device)
+        row = to_device([start.row for start in starts], torch.int64, self._device)
         floats = [
             (
                 0.0 if p.greedy else p.temperature, p.top_p, p.min_p,
@@ -55,8 +56,8 @@ class Sampler:
             for p in (start.params for start in starts)
         ]  # fmt: skip
         ints = [(max(start.params.top_k, 0), start.seed, self._penalties.slot(start.row)) for start in starts]
-        self._floats_6R[:, row] = torch.tensor(floats, dtype=torch.float32, device=self._device).T
-        self._ints_3R[:, row] = torch.tensor(ints, dtype=torch.int64, device=self._device).T
+        self._floats_6R[:, row] = to_device(floats, torch.float32, self._device).T
+        self._ints_3R[:, row] = to_device(ints, torch.int64, self._device).T
 
     def _start_host_state(self, start: RowStart) -> None:
         row, params = start.row, start.params
@@ -66,12 +67,12 @@ class Sampler:
         self._bias.pop(row, None)
         self._min_length.pop(row, None)
         if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=self._device)
-            values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=self._device)
+            ids = to_device(list(params.logit_bias), torch.int64, self._device)
+            values = to_device(list(params.logit_bias.values()), torch.float32, self._device)
             self._bias[row] = (ids, values)
         banned = self._ending_ids(params)
         if params.min_tokens and banned:
-            ids = torch.tensor(banned, dtype=torch.int64, device=self._device)
+            ids = to_device(banned, torch.int64, self._device)
             self._min_length[row] = (start.prompt_len + params.min_tokens, ids)
         self._penalties.start_row(start)
 
@@ -173,7 +174,7 @@ class PenaltyTables:
                 self._grow()
             self._slot_of_row[start.row] = self._free.pop()
         slot = self._slot_of_row[start.row]
-        known = torch.tensor(start.known_token_ids, dtype=torch.int64, device=self._device)
+        known = to_device(start.known_token_ids, torch.int64, self._device)
         prompt, output = known[: start.prompt_len], known[start.prompt_len :]
         self._prompt_seen_UV[slot] = False
         self._prompt_seen_UV[slot, prompt] = True
@@ -205,7 +206,7 @@ class PenaltyTables:
         if not self.any(rows):
             return
         pairs = [(i, self._slot_of_row[row]) for i, row in enumerate(rows) if row in self._slot_of_row]
-        index = torch.tensor(pairs, dtype=torch.int64, device=self._device)
+        index = to_device(pairs, torch.int64, self._device)
         drawn = token_S[index[:, 0]].clamp(min=0)
         self._output_count_UV[index[:, 1], drawn] += 1
 
@@ -225,7 +226,7 @@ class PendingLogprobs:
         self._host: tuple[Tensor, ...] = ()
         if self._asking:
             most = max(count for count in wanted if count is not None)
-            index = torch.tensor(self._asking, dtype=torch.int64, device=logits_SV.device)
+            index = to_device(self._asking, torch.int64, logits_SV.device)
             tokens = token_S[index]
             found = api.logprobs(logits_SV[index], tokens.clamp(min=0), most)
             self._host = tuple(to_host(tensor) for tensor in (tokens, *found))
@@ -241,13 +242,6 @@ class PendingLogprobs:
             top = tuple(zip(ids[k][:count], values[k][:count], strict=True))
             out[i] = TokenLogprob(tokens[k], chosen[k], top)
         return out
-
-
-def to_host(x: Tensor) -> Tensor:
-    """Starts a copy to pinned host memory; on a CPU tensor, nothing."""
-    if not x.is_cuda:
-        return x
-    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
 
 def _put(rows: set[int], row: int, present: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.core import EngineCore
 from engine.exec.build import build_executor
-from engine.model.checkpoint import open_checkpoint
+from engine.model.checkpoint import inspect
 from engine.types import FinishReason, SamplingParams, TokenLogprob, TokenOutput
 
 
@@ -29,7 +29,7 @@ def make_core(
     device: str = "cpu",
 ) -> EngineCore:
     """A core around the checkpoint at `path`; every limit can be made small."""
-    checkpoint = open_checkpoint(str(path))
+    checkpoint = inspect(str(path))
     spec = checkpoint.spec
     config = EngineConfig(
         model=ModelConfig(
