@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.model.arch import ArchSpec
 from engine.model.hf_config import HFConfig
@@ -20,4 +20,4 @@ class Family:
     """
 
     read: Callable[[HFConfig], ArchSpec]
-    names: WeightNames = WeightNames()
+    names: WeightNames = field(default_factory=WeightNames)

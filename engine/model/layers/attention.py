@@ -55,7 +55,7 @@ class Attention:
 
     def _project(self, x_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: views of one tensor, except where a norm made new ones."""
-        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        heads = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         qkv_TXD = api.linear(x_TE, self.qkv).view(x_TE.shape[0], sum(heads), self.head_dim)
         q_THD, k_TGD, v_TGD = torch.split(qkv_TXD, heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
