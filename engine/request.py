@@ -8,9 +8,11 @@
 
 One rule instead of two phases: each step gives tokens until `computed == known`.
 
-    0            cached         computed            len(token_ids)     known
-    |--------------|---------------|---------------------|---------------|
-     prefix hit      given to steps    still to compute     sampled, not yet seen (in flight)
+    0        cached      confirmed     computed            len(token_ids)     known
+    |----------|-------------|------------|---------------------|---------------|
+     prefix hit  seen and     given to      still to compute     sampled, not yet seen (in flight)
+                 finite       steps in
+                              flight
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from enum import Enum, auto, unique
 
 from engine.types import SamplingParams, TokenLogprob
 
+UNLIMITED = 2**31
+
 
 @unique
 class Status(Enum):
@@ -29,23 +33,56 @@ class Status(Enum):
     FINISHED = auto()
 
 
+class BlockKey:
+    """The content of one full block and, through `parent`, of everything before it.
+
+    Two keys mean the same tokens if and only if their bytes and their parents' are equal; the digest only
+    makes that quick to find. Made by the prefix cache, kept by requests so that a block is hashed once.
+
+    Attributes:
+        digest: hash over (parent's digest, content).
+        content: the token ids, 4 bytes each; in a chain's first block the salt goes in front.
+        parent: the block before, None for the first.
+    """
+
+    __slots__ = ("content", "digest", "parent")
+
+    def __init__(self, digest: bytes, content: bytes, parent: BlockKey | None) -> None:
+        self.digest = digest
+        self.content = content
+        self.parent = parent
+
+
 class Request:
     """One choice of one submitted request. Owned by the scheduler; nothing else changes it.
 
     Attributes:
         token_ids: prompt, then every token sampled and seen.
         computed: tokens whose keys and values are in blocks, or will be once the steps in flight end.
+        confirmed: tokens computed by steps whose sampled token was seen and finite; these may be published.
         in_flight: tokens sampled by a step whose result has not been seen.
-        block_ids: the page table. Owned by the KVManager, kept here because it lives as long.
-        num_hashed_blocks: leading blocks whose content is in the prefix cache. KVManager's.
-        row: the executor's row while running, else -1.
+        max_output: tokens it may generate; `compute_limit` is what that makes it compute (the last
+            sampled token's keys and values are never needed).
+        stop_ids: tokens that end it, the model's own end of turn included.
+        order: its age among all requests; smaller is older.
+        row: the executor's row, from admission on, else -1. `started` once the executor was told.
         followers: on the first choice, the others that wait for its prompt to be computed.
+        prompt_logprobs: collected by the choice that computes the prompt, None once handed over.
+        preemptions: also its epoch: results of steps planned in an earlier epoch are dropped.
+        lost_tokens: what the last preemption took from it.
+
+    The KVManager's, kept here because they live as long:
+        block_ids: the page table.
+        block_keys: keys of the leading full blocks, as far as they were needed.
+        num_published: leading blocks that need no publishing (again).
+        copy_source: a shared tail block to copy before the first write; a reference is held on it.
     """
 
     __slots__ = (
-        "arrival_s", "block_ids", "cached_tokens", "computed", "copy_source", "followers", "in_flight",
-        "index", "last_hash", "num_hashed_blocks", "params", "preemptions", "prompt_len",
-        "prompt_logprobs", "request_id", "row", "salt", "seed", "status", "token_ids",
+        "arrival_s", "block_ids", "block_keys", "cached_tokens", "compute_limit", "computed", "confirmed",
+        "copy_source", "followers", "in_flight", "index", "lost_tokens", "max_output", "num_published",
+        "order", "params", "preemptions", "prompt_len", "prompt_logprobs", "request_id", "row", "salt",
+        "seed", "started", "status", "stop_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -66,18 +103,30 @@ class Request:
         self.token_ids: list[int] = list(prompt_ids)
         self.prompt_len = len(self.token_ids)
         self.status = Status.WAITING
+        self.order = 0
         self.computed = 0
+        self.confirmed = 0
         self.in_flight = 0
         self.cached_tokens = 0
+        self.set_limits(UNLIMITED if params.max_tokens is None else params.max_tokens)
         self.block_ids: list[int] = []
-        self.num_hashed_blocks = 0
-        self.last_hash = b""
-        self.copy_source: int | None = None  # a shared tail block to copy before the first write
+        self.block_keys: list[BlockKey] = []
+        self.num_published = 0
+        self.copy_source: int | None = None
         self.row = -1
+        self.started = False
         self.followers: list[Request] = []
-        self.prompt_logprobs: list[TokenLogprob | None] = []
+        collects = params.prompt_logprobs is not None and index == 0
+        self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if collects else None
         self.preemptions = 0
+        self.lost_tokens = 0
         self.arrival_s = time.monotonic()
+
+    def set_limits(self, max_output: int, stop_ids: frozenset[int] = frozenset()) -> None:
+        """Sets what ends this choice. The scheduler's, when the request is added."""
+        self.max_output = max_output
+        self.compute_limit = self.prompt_len + max(max_output - 1, 0)
+        self.stop_ids = stop_ids
 
     @property
     def known(self) -> int:
@@ -87,9 +136,15 @@ class Request:
     @property
     def remaining(self) -> int:
         """Tokens still to be computed."""
-        return self.known - self.computed
+        return min(len(self.token_ids) + self.in_flight, self.compute_limit) - self.computed
 
     @property
     def num_output(self) -> int:
         """Tokens generated and seen."""
         return len(self.token_ids) - self.prompt_len
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.request_id}/{self.index} {self.status.name} row {self.row}: "
+            f"{self.computed} of {self.known} computed, {self.in_flight} in flight, blocks {self.block_ids}>"
+        )

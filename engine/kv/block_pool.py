@@ -1,0 +1,122 @@
+"""The blocks: who counts references on them, and which is handed out next. It knows no tokens.
+
+Every block but the padding block 0 is in exactly one of three states:
+
+            take                     drop to 0, content kept
+    free ----------> in use (ref > 0) ----------------------> idle (least recently used first)
+     ^                 |      ^                                 |        |
+     |                 |      +------------- share -------------+        |
+     +-- drop to 0 ----+                                                 |
+     +------------------------- forget, or evicted by take --------------+
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+PADDING_BLOCK = 0
+
+
+class BlockPool:
+    """Reference counts, a free list and an LRU order of idle blocks; every operation is O(1) a block.
+
+    Args:
+        num_blocks: the padding block included.
+        on_evict: told of each idle block whose content is given up to make room.
+    """
+
+    def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
+        self.num_blocks = num_blocks - 1
+        self.num_shared = 0
+        self.evictions = 0
+        self._on_evict = on_evict
+        self._refs = [0] * num_blocks
+        self._kept = bytearray(num_blocks)  # 1: has content worth keeping at ref 0
+        self._free = list(range(num_blocks - 1, PADDING_BLOCK, -1))  # a stack: low ids come first
+        self._idle: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def num_free(self) -> int:
+        """Blocks without content."""
+        return len(self._free)
+
+    @property
+    def num_idle(self) -> int:
+        """Blocks nobody uses whose content is kept."""
+        return len(self._idle)
+
+    @property
+    def num_available(self) -> int:
+        """Blocks `take` can hand out."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def num_in_use(self) -> int:
+        return self.num_blocks - len(self._free) - len(self._idle)
+
+    def ref(self, block_id: int) -> int:
+        return self._refs[block_id]
+
+    def is_idle(self, block_id: int) -> bool:
+        return block_id in self._idle
+
+    def is_kept(self, block_id: int) -> bool:
+        return bool(self._kept[block_id])
+
+    def take(self, count: int) -> list[int]:
+        """Hands out `count` blocks with one reference each: free ones first, then the oldest idle ones.
+
+        The caller asked `num_available` before.
+        """
+        taken = [self._free.pop() if self._free else self._evict() for _ in range(count)]
+        for block_id in taken:
+            self._refs[block_id] = 1
+        return taken
+
+    def share(self, block_id: int) -> None:
+        """Adds a reference to a block in use or idle."""
+        refs = self._refs[block_id]
+        if refs == 0:
+            del self._idle[block_id]  # KeyError: a free block has nothing to share
+        elif refs == 1:
+            self.num_shared += 1
+        self._refs[block_id] = refs + 1
+
+    def drop(self, block_id: int) -> None:
+        """Takes a reference away; the last one makes the block idle or free."""
+        refs = self._refs[block_id] - 1
+        if refs < 0:
+            raise AssertionError(f"block {block_id} released more often than taken")
+        self._refs[block_id] = refs
+        if refs == 1:
+            self.num_shared -= 1
+        elif refs == 0 and self._kept[block_id]:
+            self._idle[block_id] = None
+        elif refs == 0:
+            self._free.append(block_id)
+
+    def keep(self, block_id: int) -> None:
+        """From now on the block's content is worth keeping when its last reference goes."""
+        self._kept[block_id] = 1
+
+    def forget(self, block_id: int) -> None:
+        """Undoes `keep`; an idle block becomes free."""
+        self._kept[block_id] = 0
+        if block_id in self._idle:
+            del self._idle[block_id]
+            self._free.append(block_id)
+
+    def free_ids(self) -> Iterator[int]:
+        return iter(self._free)
+
+    def idle_ids(self) -> Iterator[int]:
+        """Idle blocks, the next to be evicted first."""
+        return iter(self._idle)
+
+    def _evict(self) -> int:
+        block_id, _ = self._idle.popitem(last=False)
+        self._kept[block_id] = 0
+        self.evictions += 1
+        self._on_evict(block_id)
+        return block_id

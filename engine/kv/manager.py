@@ -1,0 +1,177 @@
+"""The KV cache's only face: page tables, sharing and the prefix cache. It knows no steps and no memory.
+
+A request's blocks:
+
+    0                published              confirmed         computed      len(block_ids) * block_size
+    |-------------------|----------------------|-----------------|---------------------|
+     in the prefix cache  full ones: `commit`   steps in flight   room of the tail block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from engine.config import CacheConfig
+from engine.kv import audit
+from engine.kv.block_pool import BlockPool
+from engine.kv.page_table import blocks_for, split_for_fork
+from engine.kv.prefix import Digest, PrefixCache, sha256_digest
+from engine.request import Request
+
+
+class PrefixHit(NamedTuple):
+    """What `match` found. Valid until the next call that takes or releases blocks.
+
+    Attributes:
+        idle_blocks: how many of them nobody uses: adopting these makes room scarcer.
+    """
+
+    block_ids: tuple[int, ...]
+    tokens: int
+    idle_blocks: int
+
+
+NO_HIT = PrefixHit((), 0, 0)
+
+
+class KVManager:
+    """Gives blocks to requests and takes them back.
+
+    Args:
+        digest: the prefix cache's hash; tests pass worse ones.
+    """
+
+    def __init__(self, config: CacheConfig, digest: Digest = sha256_digest) -> None:
+        self.block_size = config.block_size
+        self.prefix_caching = config.prefix_caching
+        self.prefix = PrefixCache(config.block_size, digest)
+        self.pool = BlockPool(config.num_blocks, on_evict=self.prefix.forget)
+
+    @property
+    def capacity_tokens(self) -> int:
+        return self.pool.num_blocks * self.block_size
+
+    def can_ever_fit(self, tokens: int) -> bool:
+        """Whether one request of that many tokens fits the pool when it is alone."""
+        return tokens <= self.capacity_tokens
+
+    def reads_prefix(self, request: Request) -> bool:
+        """Collecting prompt logprobs needs every prompt token computed."""
+        return self.prefix_caching and request.prompt_logprobs is None
+
+    def match(self, request: Request) -> PrefixHit:
+        """Looks up the request's tokens. Changes nothing.
+
+        At most all known tokens but one, rounded down to full blocks: something must be left to compute,
+        because the last token's logits are needed.
+        """
+        if not self.reads_prefix(request):
+            return NO_HIT
+        found = self.prefix.find(request, (len(request.token_ids) - 1) // self.block_size)
+        idle = sum(self.pool.is_idle(block_id) for block_id in found)
+        return PrefixHit(tuple(found), len(found) * self.block_size, idle)
+
+    def adopt(self, request: Request, hit: PrefixHit) -> None:
+        """Starts an empty page table with the blocks of a hit."""
+        for block_id in hit.block_ids:
+            self.pool.share(block_id)
+        request.block_ids = list(hit.block_ids)
+        request.num_published = len(hit.block_ids)
+        request.computed = request.confirmed = hit.tokens
+
+    def reserve(self, request: Request, total_tokens: int) -> tuple[int, ...] | None:
+        """Extends the page table to hold `total_tokens`.
+
+        Returns:
+            The new blocks, or None where there is no room; then nothing changed.
+        """
+        missing = blocks_for(total_tokens, self.block_size) - len(request.block_ids)
+        if missing <= 0:
+            return ()
+        inherits = request.copy_source is not None and self.pool.ref(request.copy_source) == 1
+        if missing - inherits > self.pool.num_available:
+            return None
+        if inherits:
+            self._inherit(request)
+        new = self.pool.take(missing - inherits)
+        request.block_ids += new
+        return tuple(new)
+
+    def commit(self, request: Request) -> None:
+        """Publishes the blocks that `confirmed` has filled since the last call."""
+        full_blocks = request.confirmed // self.block_size
+        if full_blocks <= request.num_published or not self.prefix_caching:
+            return
+        for index in range(request.num_published, full_blocks):
+            if self.prefix.publish(request, index):
+                self.pool.keep(request.block_ids[index])
+        request.num_published = full_blocks
+
+    def fork(self, leader: Request, follower: Request) -> None:
+        """Gives the follower the leader's computed prompt, all but the last token. See `split_for_fork`."""
+        split = split_for_fork(leader.prompt_len, self.block_size)
+        follower.block_ids = leader.block_ids[: split.shared_blocks]
+        for block_id in follower.block_ids:
+            self.pool.share(block_id)
+        if split.copied_tokens:
+            follower.copy_source = leader.block_ids[split.shared_blocks]
+            self.pool.share(follower.copy_source)
+        follower.computed = leader.prompt_len - 1
+
+    def take_copy(self, request: Request) -> tuple[int, int] | None:
+        """Returns the (source, destination) that the step about to be launched must copy, if any.
+
+        The source's reference ends here: steps run in order, so whoever gets the block next writes to it
+        in a later step. Called once per step, after its last `reserve`, so that no source of a step is
+        also a destination in it.
+        """
+        source = request.copy_source
+        if source is None:
+            return None
+        request.copy_source = None
+        self.pool.drop(source)
+        return source, request.block_ids[split_for_fork(request.prompt_len, self.block_size).shared_blocks]
+
+    def release(self, request: Request) -> None:
+        """Takes every block back, the tail first, so that the head of a chain is evicted last."""
+        if request.copy_source is not None:
+            self.pool.drop(request.copy_source)
+            request.copy_source = None
+        for block_id in reversed(request.block_ids):
+            self.pool.drop(block_id)
+        request.block_ids = []
+        request.num_published = 0
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all content. Blocks in use stay with their requests, which do not publish them again."""
+        for block_id in self.prefix.clear():
+            self.pool.forget(block_id)
+
+    def tokens_held(self, running: Iterable[Request]) -> int:
+        """Tokens in the blocks in use, shared ones counted once: full blocks less the tails' empty room."""
+        size = self.block_size
+        held = self.pool.num_in_use * size
+        for request in running:
+            room = len(request.block_ids) * size - request.computed
+            if room > 0:
+                held -= room
+        return held
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Verifies the conservation law over all live requests.
+
+        Raises:
+            AssertionError: naming what does not add up; our own bug.
+        """
+        audit.check(self.pool, self.prefix, self.block_size, list(requests))
+
+    def _inherit(self, request: Request) -> None:
+        """Nobody else is left to read the tail block: the last one needs no copy of it. This also
+        guarantees that a lone request never needs more blocks than `can_ever_fit` counted."""
+        assert request.copy_source is not None
+        if self.pool.is_kept(request.copy_source):
+            self.prefix.forget(request.copy_source)
+            self.pool.forget(request.copy_source)
+        request.block_ids.append(request.copy_source)
+        request.copy_source = None

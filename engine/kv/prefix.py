@@ -1,0 +1,120 @@
+"""Which block holds which tokens. It knows content and block ids, not references or requests' state.
+
+A full block is known by its tokens *and everything before them*: a chain of SHA-256 digests finds a
+candidate, the bytes of the whole chain decide. Walking a chain from its start makes the second part cheap:
+once block i is verified, block i + 1 needs its own bytes compared and its parent to be block i.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, ItemsView
+from hashlib import sha256
+from typing import NamedTuple
+
+from engine.request import BlockKey, Request
+
+Digest = Callable[[bytes], bytes]
+
+
+def sha256_digest(data: bytes) -> bytes:
+    return sha256(data).digest()
+
+
+class Entry(NamedTuple):
+    """A published block."""
+
+    key: BlockKey
+    block_id: int
+
+
+def same_content(one: BlockKey | None, other: BlockKey | None) -> bool:
+    """Whether two keys stand for the same tokens from the start. Ends at the first shared ancestor."""
+    while one is not other:
+        if one is None or other is None or one.content != other.content:
+            return False
+        one, other = one.parent, other.parent
+    return True
+
+
+class PrefixCache:
+    """The map from content to block, one entry per digest and at most one per block.
+
+    Args:
+        digest: the hash. Any function is safe, a bad one only finds less.
+    """
+
+    def __init__(self, block_size: int, digest: Digest = sha256_digest) -> None:
+        self._block_size = block_size
+        self._digest = digest
+        self._entries: dict[bytes, Entry] = {}
+        self._key_of: dict[int, BlockKey] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, request: Request, max_blocks: int) -> list[int]:
+        """Returns the published blocks that hold the request's first tokens, `max_blocks` at most."""
+        found: list[int] = []
+        parent: BlockKey | None = None
+        for index in range(max_blocks):
+            key = self._key(request, index)
+            key.parent = parent
+            entry = self._entries.get(key.digest)
+            if entry is None or not same_content(entry.key, key):
+                break
+            # From here on the request holds the published key itself, so that the next comparison
+            # ends at once; and a chain whose parent was evicted and came back is joined again.
+            parent = request.block_keys[index] = entry.key
+            if index:
+                parent.parent = request.block_keys[index - 1]
+            found.append(entry.block_id)
+        return found
+
+    def publish(self, request: Request, index: int) -> bool:
+        """Enters the request's block `index`, whose tokens are all computed.
+
+        Returns:
+            False where other content owns the digest or another block has this content: the first stays.
+        """
+        key = self._key(request, index)
+        block_id = request.block_ids[index]
+        entry = self._entries.get(key.digest)
+        if entry is None:
+            self._entries[key.digest] = Entry(key, block_id)
+            self._key_of[block_id] = key
+            return True
+        if same_content(entry.key, key):
+            request.block_keys[index] = entry.key
+        return False
+
+    def forget(self, block_id: int) -> None:
+        """The block's content is gone."""
+        del self._entries[self._key_of.pop(block_id).digest]
+
+    def clear(self) -> list[int]:
+        """Forgets everything and returns the blocks that were published."""
+        block_ids = list(self._key_of)
+        self._entries.clear()
+        self._key_of.clear()
+        return block_ids
+
+    def entries(self) -> ItemsView[bytes, Entry]:
+        return self._entries.items()
+
+    def key_of(self, block_id: int) -> BlockKey | None:
+        return self._key_of.get(block_id)
+
+    def content(self, request: Request, index: int) -> bytes:
+        """The bytes a block is known by. The first block's start with the salt: all else depends on it."""
+        start = index * self._block_size
+        tokens = array("I", request.token_ids[start : start + self._block_size]).tobytes()
+        return request.salt + tokens if index == 0 else tokens
+
+    def _key(self, request: Request, index: int) -> BlockKey:
+        keys = request.block_keys
+        while len(keys) <= index:
+            parent = keys[-1] if keys else None
+            content = self.content(request, len(keys))
+            keys.append(BlockKey(self._digest((parent.digest if parent else b"") + content), content, parent))
+        return keys[index]

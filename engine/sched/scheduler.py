@@ -1,0 +1,426 @@
+"""Which tokens are computed next, and what their results mean. It knows counts and tokens, not text,
+time or devices; blocks are the KVManager's.
+
+There is no prefill phase and no decode phase: each step gives tokens to requests until `computed == known`.
+In a step, single tokens (decodes) come first, then longer stretches of running requests, then admissions.
+
+    add -> queue -> schedule: admitted -> running -> update: finished -> outputs
+              ^                              |
+              +--------- preempted ----------+
+
+A step may be scheduled before the results of those before it were seen (steps in flight). A result is
+matched with its request by identity and epoch, so whatever happened to the request meanwhile, it never
+reaches another one or a later life of the same one.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import insort
+from collections import deque
+from operator import attrgetter
+
+from engine.config import SchedulerConfig
+from engine.errors import InvalidRequest, Overloaded
+from engine.kv.manager import KVManager, PrefixHit
+from engine.kv.page_table import blocks_for
+from engine.plan import SequencePlan, StepPlan, StepResult
+from engine.request import Request, Status
+from engine.sched.draft import Planned, StepDraft
+from engine.sched.ledger import Counters, Ledger
+from engine.sched.limits import RequestLimits
+from engine.sched.queue import FcfsQueue, QueuePolicy
+from engine.sched.stopping import StopRules
+from engine.types import FinishReason, TokenLogprob, TokenOutput
+
+logger = logging.getLogger(__name__)
+
+FAULT = "This request failed inside the engine."
+NOT_FINITE = "The model's output for this request was not finite."
+RETRY_AFTER_S = 1.0
+# Admission leaves one block free for each so many running requests: of those that decode, about a
+# quarter asks for its next block within a quarter of a block's tokens.
+RUNNING_PER_SPARE_BLOCK = 4
+
+_age = attrgetter("order")
+
+
+class Scheduler:
+    """Plans steps, reads their results, and ends every submitted choice exactly once.
+
+    Not thread-safe: one thread owns it.
+
+    Args:
+        kv: hands out blocks; the scheduler is its only caller.
+        limits: refuses what can never work.
+        stops: when a choice ends by itself.
+        queue: the order of admission.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        kv: KVManager,
+        limits: RequestLimits,
+        stops: StopRules,
+        queue: QueuePolicy | None = None,
+    ) -> None:
+        self.steps = 0
+        self.kv = kv
+        self.running: list[Request] = []  # oldest first
+        self.waiting: QueuePolicy = FcfsQueue() if queue is None else queue
+        self._config = config
+        self._limits = limits
+        self._stops = stops
+        self._ledger = Ledger()
+        self._arrivals = 0
+        self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
+        self._in_flight: deque[tuple[StepPlan, list[Planned]]] = deque()
+
+    # ---- asking
+
+    @property
+    def has_work(self) -> bool:
+        return self._ledger.num_live > 0 or self._ledger.has_outputs
+
+    @property
+    def num_waiting(self) -> int:
+        """Choices not running yet, or not any more."""
+        return self._ledger.num_live - len(self.running)
+
+    @property
+    def counters(self) -> Counters:
+        return self._ledger.counters
+
+    def add(self, leader: Request) -> None:
+        """Queues a request: its first choice, the others as its followers.
+
+        Raises:
+            InvalidRequest, ContextTooLong, NeverFits: it can never run.
+            Overloaded: the queue is full.
+        """
+        if leader.request_id in self._ledger:
+            raise InvalidRequest("A request with this id is already being served.", "request_id")
+        max_output = self._limits.max_output(leader.token_ids, leader.params)
+        if len(self.waiting) >= self._config.max_queued_requests:
+            raise Overloaded(f"{len(self.waiting)} requests are already waiting.", RETRY_AFTER_S)
+        stop_ids = self._stops.stop_ids(leader.params)
+        for choice in (leader, *leader.followers):
+            choice.set_limits(max_output, stop_ids)
+            choice.order = self._arrivals
+            self._arrivals += 1
+        self._ledger.enter(leader)
+        self.waiting.push(leader)
+        if max_output == 0:
+            self._end_without_output(leader)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends one choice or all that are left, and gives their blocks back at once. Unknown is ignored."""
+        for choice in reversed(self._ledger.choices(request_id)):  # followers before their leader
+            if index is None or choice.index == index:
+                self._end(self._expendable(choice), FinishReason.ABORT)
+
+    def fail(self, request_id: str | None, message: str) -> None:
+        """Ends a request, or all of them, with an error."""
+        choices = list(self._ledger.all_choices()) if request_id is None else self._ledger.choices(request_id)
+        for choice in reversed(choices):
+            self._end(choice, FinishReason.ERROR, error=message)
+
+    def take_outputs(self) -> list[TokenOutput]:
+        """What was said since the last call."""
+        return self._ledger.take_outputs()
+
+    def check(self) -> None:
+        """Verifies the KV cache's conservation law and the rows. Raises AssertionError: our own bug."""
+        choices = list(self._ledger.all_choices())
+        self.kv.check(choices)
+        rows = sorted([*self._free_rows, *(choice.row for choice in choices if choice.row >= 0)])
+        if rows != list(range(self._config.max_num_seqs)):
+            raise AssertionError(f"rows: each must be free or used once, found {rows}")
+        if not choices and (self.running or len(self.waiting)):
+            raise AssertionError("a finished request is still running or waiting")
+
+    # ---- one step
+
+    def schedule(self) -> StepPlan | None:
+        """Plans the next step and counts it as done; None where there is nothing to compute now."""
+        draft = StepDraft(self._config.max_num_batched_tokens)
+        longer = self._plan_singles(draft)
+        owed_blocks = self._plan_longer(longer, draft)
+        if not draft.preempted:
+            self._admit(draft, owed_blocks)
+        return self._launch(draft)
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
+        """Takes in the result of the oldest step in flight, which is `plan`'s.
+
+        Returns:
+            Everything said since outputs were last taken.
+        """
+        launched, planned = self._in_flight.popleft()
+        if launched is not plan or len(result.token_ids) != sum(p.sequence.samples for p in planned):
+            raise AssertionError(f"step {launched.step}: the result belongs to another plan")
+        for index, logprobs in result.prompt_logprobs:
+            request = planned[index].request
+            if _is_current(planned[index]) and request.prompt_logprobs is not None:
+                request.prompt_logprobs += logprobs
+        token_ids = iter(result.token_ids)
+        logprobs_S = iter(result.logprobs)
+        for part in planned:
+            request, _, sequence = part
+            token_id = next(token_ids) if sequence.samples else None
+            logprob = next(logprobs_S, None) if sequence.samples else None
+            if not _is_current(part):
+                continue
+            try:
+                self._see(request, sequence, token_id, logprob)
+            except Exception:
+                self._fault(request)
+        return self._ledger.take_outputs()
+
+    def restart(self) -> None:
+        """Forgets all steps in flight and puts every running request back to the head of the queue.
+
+        For when the executor failed: nothing is lost, all is computed again.
+        """
+        self._in_flight.clear()
+        for request in reversed(tuple(self.running)):
+            self._preempt(request)
+
+    # ---- planning
+
+    def _plan_singles(self, draft: StepDraft) -> list[Request]:
+        """Plans requests with one token to compute, oldest first, and returns those with more."""
+        longer = []
+        for request in tuple(self.running):
+            remaining = request.remaining
+            if remaining > 1:
+                longer.append(request)
+            elif remaining == 1 and draft.budget.left and request.status is Status.RUNNING:
+                self._extend(request, draft)
+        return longer
+
+    def _plan_longer(self, requests: list[Request], draft: StepDraft) -> int:
+        """Plans requests that are behind; returns the blocks they will still ask for to catch up."""
+        owed_blocks = 0
+        for request in requests:
+            if draft.budget.left and request.status is Status.RUNNING:
+                self._extend(request, draft)
+            if request.status is Status.RUNNING:
+                owed_blocks += self._owed(request)
+        return owed_blocks
+
+    def _admit(self, draft: StepDraft, owed_blocks: int) -> None:
+        """Admits from the queue's head while rows, blocks and budget last."""
+        while len(self.waiting) and draft.budget.left:
+            request = self.waiting.peek()
+            try:
+                if len(self._free_rows) <= len(request.followers):
+                    return
+                hit = self.kv.match(request)
+                if not self._has_room(request, hit, draft.budget.left, owed_blocks):
+                    return
+                self._begin(request, hit)
+            except Exception:
+                self._fault(request)
+                continue
+            self._extend(request, draft)
+            owed_blocks += self._owed(request)
+
+    def _has_room(self, request: Request, hit: PrefixHit, budget_tokens: int, owed_blocks: int) -> bool:
+        """Whether admitting the request would not soon cost somebody else his blocks.
+
+        With nothing else running its first stretch must fit, no more: that it fits when alone was checked
+        on arrival. Else all it knows must fit, beside what others are sure to ask for.
+        """
+        size = self.kv.block_size
+        if self.running:
+            needed = blocks_for(request.known, size) + len(request.followers) + owed_blocks
+            needed += len(self.running) // RUNNING_PER_SPARE_BLOCK
+        else:
+            needed = blocks_for(min(request.known, hit.tokens + budget_tokens), size)
+        return needed - len(hit.block_ids) + hit.idle_blocks <= self.kv.pool.num_available
+
+    def _begin(self, request: Request, hit: PrefixHit) -> None:
+        """Moves a request from the queue to the running ones, with a row for each choice."""
+        self.kv.adopt(request, hit)
+        self.waiting.remove(request)
+        for choice in (request, *request.followers):
+            choice.row = self._free_rows.pop()
+        request.status = Status.RUNNING
+        insort(self.running, request, key=_age)
+        self._count_admission(request, hit)
+
+    def _extend(self, request: Request, draft: StepDraft) -> None:
+        """Plans as much of a running request as the budget allows, preempting others where blocks lack."""
+        granted = draft.budget.grant(request.remaining)
+        try:
+            new_block_ids = self._reserve(request, request.computed + granted, draft)
+            if new_block_ids is None:
+                draft.budget.refund(granted)
+            else:
+                draft.add(request, granted, new_block_ids)
+        except Exception:
+            draft.remove(request)
+            self._fault(request)
+
+    def _reserve(self, request: Request, total_tokens: int, draft: StepDraft) -> tuple[int, ...] | None:
+        """Reserves blocks at the cost of the youngest; None where that was the request itself."""
+        while (new_block_ids := self.kv.reserve(request, total_tokens)) is None:
+            victim = self.running[-1]
+            if victim is self.running[0]:
+                raise AssertionError(f"the pool cannot hold the oldest request alone: {request}")
+            draft.remove(victim)
+            draft.preempted = True
+            self._preempt(victim)
+            if victim is request:
+                return None
+        return new_block_ids
+
+    def _launch(self, draft: StepDraft) -> StepPlan | None:
+        """Makes the plan final: from here on nobody can be taken out of it."""
+        planned = draft.planned()
+        if not planned:
+            return None
+        copies = [copy for request in draft.starts if (copy := self.kv.take_copy(request))]
+        for part in planned:
+            if part.request.followers and part.request.computed >= part.request.prompt_len:
+                self._fork(part.request)
+        self.steps += 1
+        sequences = tuple([part.sequence for part in planned])
+        plan = StepPlan(self.steps, sequences, tuple(draft.starts.values()), tuple(copies))
+        self._in_flight.append((plan, planned))
+        return plan
+
+    def _fork(self, leader: Request) -> None:
+        """The leader's prompt is as good as computed: its followers run from the next step on."""
+        for follower in leader.followers:
+            self.kv.fork(leader, follower)
+            follower.cached_tokens = leader.cached_tokens
+            follower.status = Status.RUNNING
+            insort(self.running, follower, key=_age)
+        leader.followers = []
+
+    def _owed(self, request: Request) -> int:
+        return blocks_for(request.known, self.kv.block_size) - len(request.block_ids) + len(request.followers)
+
+    # ---- results
+
+    def _see(
+        self,
+        request: Request,
+        sequence: SequencePlan,
+        token_id: int | None,
+        logprob: TokenLogprob | None,
+    ) -> None:
+        """Takes in what a step brought to a request that is still the one it was planned for."""
+        if token_id is None:
+            if request.max_output == 0 and sequence.start + sequence.num_tokens == request.prompt_len:
+                self._end(request, FinishReason.LENGTH)
+            return
+        request.in_flight -= 1
+        if token_id < 0:
+            self._end(request, FinishReason.ERROR, error=NOT_FINITE)
+            return
+        request.token_ids.append(token_id)
+        # A finite sample vouches for all it attended to: only now may others find these blocks.
+        request.confirmed = sequence.start + sequence.num_tokens
+        self.kv.commit(request)
+        ending = self._stops.ending(request, token_id)
+        if ending is None:
+            self._ledger.token(request, token_id, logprob)
+        else:
+            self._end(request, ending.reason, token_id, ending.stop_reason, logprob)
+
+    # ---- leaving
+
+    def _end(
+        self,
+        request: Request,
+        reason: FinishReason,
+        token_id: int | None = None,
+        stop_reason: int | None = None,
+        logprob: TokenLogprob | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Ends a choice wherever it is: running, in the queue, or behind its leader."""
+        if request.status is Status.RUNNING:
+            self.running.remove(request)
+        elif (leader := self._leader_of(request)) is not None:
+            leader.followers.remove(request)
+        else:
+            self.waiting.remove(request)
+        self._vacate(request)
+        request.status = Status.FINISHED
+        self._ledger.end(
+            request, reason, token_id=token_id, stop_reason=stop_reason, logprob=logprob, error=error
+        )
+
+    def _fault(self, request: Request) -> None:
+        """An exception while one request was handled ends that request, with those that wait for it."""
+        logger.exception("request %s failed", request.request_id)
+        for choice in (*request.followers, request):
+            self._end(choice, FinishReason.ERROR, error=FAULT)
+
+    def _preempt(self, request: Request) -> None:
+        """Takes everything from a running request but its tokens, and puts it first in the queue."""
+        self.running.remove(request)
+        self._vacate(request)
+        request.status = Status.WAITING
+        request.lost_tokens = request.computed
+        request.computed = request.confirmed = request.in_flight = 0
+        if request.prompt_logprobs is not None:
+            request.prompt_logprobs = [None]
+        request.preemptions += 1
+        self.counters.preemptions += 1
+        self.waiting.put_back(request)
+
+    def _vacate(self, request: Request) -> None:
+        """Gives blocks and rows back, also the rows kept for followers not forked yet."""
+        self.kv.release(request)
+        for choice in (request, *request.followers):
+            if choice.row >= 0:
+                self._free_rows.append(choice.row)
+                choice.row = -1
+        request.started = False
+
+    def _end_without_output(self, leader: Request) -> None:
+        """max_tokens 0: without prompt logprobs to collect there is nothing to do."""
+        for follower in tuple(leader.followers):
+            self._end(follower, FinishReason.LENGTH)
+        if leader.prompt_logprobs is None:
+            self._end(leader, FinishReason.LENGTH)
+
+    def _leader_of(self, request: Request) -> Request | None:
+        choices = self._ledger.choices(request.request_id)
+        return next((choice for choice in choices if request in choice.followers), None)
+
+    def _expendable(self, choice: Request) -> Request:
+        """Returns the object to drop in order to end a choice.
+
+        While a leader computes the prompt for others, the work is the group's: it goes on under a
+        follower's name and seed, and the follower's object ends in its place.
+        """
+        if not choice.followers:
+            return choice
+        heir = choice.followers[0]
+        choice.index, heir.index = heir.index, choice.index
+        choice.seed, heir.seed = heir.seed, choice.seed
+        choice.started = False  # the executor learns the new seed with the next step
+        return heir
+
+    def _count_admission(self, request: Request, hit: PrefixHit) -> None:
+        counters = self.counters
+        if request.preemptions:
+            counters.recomputed_tokens += max(request.lost_tokens - hit.tokens, 0)
+            return
+        request.cached_tokens = hit.tokens
+        counters.prompt_tokens += request.prompt_len
+        if self.kv.reads_prefix(request):
+            counters.prefix_query_tokens += request.prompt_len
+            counters.prefix_hit_tokens += hit.tokens
+
+
+def _is_current(part: Planned) -> bool:
+    """Whether the request is still in the life it was planned in."""
+    return part.request.preemptions == part.epoch and part.request.status is Status.RUNNING
