@@ -1,0 +1,1 @@
+"""The wire models: what each API takes, one file per API."""

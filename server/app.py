@@ -1,0 +1,119 @@
+"""`create_app`: the ASGI application as a value.
+
+Knows how the parts fit together and nothing else. There is no state in modules: everything hangs off the
+app's `state.service`, so a process may hold as many apps as it likes, and tests make one each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+
+from engine.client import EngineClient
+from engine.errors import QuireError
+from server import __version__, docs
+from server.errors import ApiError, shorten, to_api_error
+from server.middleware.auth import Auth
+from server.middleware.limits import Limits
+from server.middleware.phase import PhaseGate
+from server.middleware.request_log import RequestLog
+from server.prompts import Template, Tokenizer
+from server.routes import chat, completions, models, operations
+from server.service import Service
+from server.settings import ServerSettings
+
+DESCRIPTION = "Serves a language model from a paged KV cache. Speaks the OpenAI API."
+
+
+def create_app(
+    client: EngineClient,
+    settings: ServerSettings,
+    tokenizer: Tokenizer,
+    template: Template | None = None,
+) -> FastAPI:
+    """Builds the application.
+
+    Args:
+        client: not started yet; the app's lifespan starts and stops it.
+        tokenizer, template: the model's own, from engine.text. Without a template only completions work.
+    """
+    service = Service(client, settings, tokenizer, template)
+    app = FastAPI(
+        title="Quire",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    for routes in (chat, completions, models, operations):
+        app.include_router(routes.router(service))
+    _add_docs(app)
+    _add_error_handlers(app)
+    # The last one added is the first to see a request.
+    app.add_middleware(PhaseGate, service=service)
+    app.add_middleware(Auth, keys=settings.api_keys)
+    app.add_middleware(Limits, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestLog, metrics=service.metrics, access_log=settings.access_log)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    service.begin()
+    try:
+        yield
+    finally:
+        await service.end()
+
+
+def _add_docs(app: FastAPI) -> None:
+    def description() -> dict[str, Any]:
+        return docs.openapi(app)
+
+    app.openapi = description  # type: ignore[method-assign]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi_json() -> dict[str, Any]:
+        return description()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs_page(request: Request) -> Response:
+        base_url = f"{request.url.scheme}://{request.headers.get('host', 'localhost')}"
+        return HTMLResponse(docs.page(description(), base_url))
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def on_api_error(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, ApiError)
+        return exc.response()
+
+    async def on_engine_error(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, QuireError)
+        return to_api_error(exc).response()
+
+    async def on_http_error(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, HTTPException)
+        where = f"{request.method} {shorten(request.scope['path'], 100)}"
+        messages = {404: f"Unknown address: {where}.", 405: f"Method not allowed: {where}."}
+        message = messages.get(exc.status_code, str(exc.detail))
+        return ApiError(exc.status_code, message, headers=exc.headers).response()
+
+    async def on_disconnect(_: Request, exc: Exception) -> Response:
+        # Nobody reads this; the status only shows in the log and the metrics.
+        return ApiError(499, "The client closed the request.", code="client_closed_request").response()
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(QuireError, on_engine_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)

@@ -1,0 +1,147 @@
+"""The API's description: /openapi.json, and /docs as one page that needs no network.
+
+Knows pydantic's JSON schemas and FastAPI's routes; does not know what handlers do. Request bodies are
+described from the very models that check them, so the description cannot drift from what is accepted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from server.schema.chat import ChatRequest
+from server.schema.completions import CompletionRequest
+from server.schema.errors import ErrorReply
+
+_REF = "#/components/schemas/{model}"
+_BODIES: tuple[type[BaseModel], ...] = (ChatRequest, CompletionRequest, ErrorReply)
+_ERRORS = {
+    "400": "The request is at fault; `param` names the field.",
+    "401": "An API key is missing or wrong.",
+    "404": "No such model or address.",
+    "413": "The body is too large.",
+    "415": "The body is not JSON.",
+    "429": "The queue is full; try again after Retry-After.",
+    "500": "This request failed; others are not affected.",
+    "503": "Starting, shutting down, or without an engine; try again after Retry-After.",
+}
+_EXAMPLES = {
+    "/v1/chat/completions": '{"messages": [{"role": "user", "content": "Hello!"}]}',
+    "/v1/completions": '{"prompt": "Once upon a time", "max_tokens": 32}',
+}
+
+
+def describe_body(model: type[BaseModel]) -> dict[str, Any]:
+    """For a route that parses its own body: what FastAPI cannot see."""
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """The whole description, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in _BODIES:
+            schema = model.model_json_schema(ref_template=_REF)
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        for path, operation in _operations(document):
+            _describe_errors(path, operation)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            yield path, operation
+
+
+def _describe_errors(path: str, operation: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)  # this server answers 400
+    schema = {"$ref": _REF.format(model="ErrorReply")}
+    statuses = _ERRORS if "requestBody" in operation else {"401": _ERRORS["401"]}
+    for status, text in statuses.items():
+        responses[status] = {"description": text, "content": {"application/json": {"schema": schema}}}
+    if "requestBody" in operation:
+        responses["200"]["content"]["text/event-stream"] = {
+            "schema": {"type": "string", "description": "With stream: true; ends with `data: [DONE]`."}
+        }
+
+
+def page(document: Mapping[str, Any], base_url: str) -> str:
+    """/docs: every operation with its fields, as plain HTML."""
+    sections = "".join(
+        _section(path, method, operation, document, base_url)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    )
+    info = document["info"]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(info['title'])}</title>"
+        f"<meta name=viewport content='width=device-width,initial-scale=1'><style>{_STYLE}</style>"
+        f"<h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>"
+        f"<p>{escape(info.get('description', ''))}</p>"
+        f"<p>The same for machines: <a href=openapi.json>openapi.json</a></p>{sections}"
+    )
+
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;"
+    "border-top:1px solid #8884;padding:.3rem .6rem}code,pre{font:13px ui-monospace,monospace}"
+    "pre{background:#8882;padding:.8rem;overflow:auto}small{opacity:.6}h2 b{color:#0a7}"
+    ":root{color-scheme:light dark}"
+)
+
+
+def _section(
+    path: str, method: str, operation: Mapping[str, Any], document: Mapping[str, Any], base_url: str
+) -> str:
+    title = f"<h2><b>{method.upper()}</b> {escape(path)}</h2><p>{escape(operation.get('summary', ''))}. "
+    text = escape(operation.get("description", ""))
+    if "requestBody" not in operation:
+        return f"{title}{text}</p>"
+    ref = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    schema = document["components"]["schemas"][ref.rsplit("/", 1)[1]]
+    curl = f"curl {base_url}{path} -H 'Content-Type: application/json' \\\n  -d '{_EXAMPLES.get(path, '{}')}'"
+    return f"{title}{text}</p><pre>{escape(curl)}</pre>{_table(schema)}"
+
+
+def _table(schema: Mapping[str, Any]) -> str:
+    required = schema.get("required", ())
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code><td>{escape(_kind(field))}"
+        f"<td>{'required' if name in required else _default(field)}<td>{escape(field.get('description', ''))}"
+        for name, field in schema["properties"].items()
+    )
+    return f"<table><tr><th>field<th>type<th>default<th>meaning{rows}</table>"
+
+
+def _default(field: Mapping[str, Any]) -> str:
+    return "" if field.get("default") is None else f"<code>{escape(json.dumps(field['default']))}</code>"
+
+
+def _kind(field: Mapping[str, Any]) -> str:
+    """A type with its limits, in a few words."""
+    if "anyOf" in field:
+        return " or ".join(_kind(option) for option in field["anyOf"] if option.get("type") != "null")
+    if "$ref" in field:
+        return str(field["$ref"]).rsplit("/", 1)[1]
+    if field.get("type") == "array":
+        return f"list of {_kind(field.get('items', {}))}"
+    kind = str(field.get("type", "any"))
+    low = field.get("minimum", field.get("exclusiveMinimum"))
+    if low is None or "maximum" not in field:
+        return kind
+    return f"{kind}, {'above ' if 'exclusiveMinimum' in field else ''}{low} to {field['maximum']}"

@@ -1,0 +1,153 @@
+"""One HTTP request's work in the engine: its prompts submitted together, their events as one stream.
+
+Knows the engine client and what to count; does not know how replies are written. Whatever happens (an
+error, a caller who goes away, a cancelled task), `close` leaves nothing running in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from engine.client import EngineClient
+from engine.errors import RequestFailed
+from engine.types import FinishReason, SamplingParams, TokenEvent
+from server.metrics import RequestMetrics
+from server.prompts import Prompt
+
+logger = logging.getLogger("quire")
+
+
+class Generation:
+    """A submitted request.
+
+    Attributes:
+        id: the reply's id and the stem of the engine's request ids; ours, never the caller's.
+        prompts: in the order of the request; choice c belongs to prompt c // n.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        request_id: str,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        record: RequestMetrics,
+    ) -> None:
+        self.id = request_id
+        self.prompts = prompts
+        self.params = params
+        self.aborted = False
+        self.completion_tokens = 0
+        self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
+        self._cached_tokens = [0] * len(prompts)
+        self._client = client
+        self._record = record
+        self._engine_ids = [f"{request_id}-{position}" for position in range(len(prompts))]
+        self._streams: list[AsyncIterator[TokenEvent]] = []
+
+    def submit(self) -> None:
+        """Queues every prompt, or none.
+
+        Raises:
+            RequestError, Overloaded, Draining, EngineDead: as the engine says.
+        """
+        try:
+            for engine_id, prompt in zip(self._engine_ids, self.prompts, strict=True):
+                self._streams.append(self._client.submit(engine_id, prompt.ids, self.params))
+        except BaseException:
+            self._release()
+            raise
+
+    def abort(self) -> None:
+        """Ends what is left; the event stream then ends."""
+        self.aborted = True
+        self._release()
+
+    def _release(self) -> None:
+        for engine_id in self._engine_ids[: len(self._streams)]:
+            self._client.abort(engine_id)
+
+    async def close(self) -> None:
+        """Leaves nothing running. Harmless when everything has ended."""
+        self._release()
+        for stream in self._streams:
+            aclose = getattr(stream, "aclose", None)
+            if aclose is not None:
+                with contextlib.suppress(RuntimeError):
+                    await aclose()
+        self._record.ended("aborted")
+
+    @property
+    def usage(self) -> dict[str, object]:
+        """The usage object so far."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(self._cached_tokens)},
+        }
+
+    async def events(self) -> AsyncIterator[tuple[int, TokenEvent]]:
+        """(choice, event) until every choice has ended, or nothing more after an abort.
+
+        Raises:
+            RequestFailed: a choice broke; the others are aborted by whoever closes.
+            EngineDead: as the engine says.
+        """
+        try:
+            if len(self._streams) == 1:
+                async for event in self._streams[0]:
+                    self._note(0, event)
+                    yield event.index, event
+            else:
+                async for position, event in _merged(self._streams):
+                    self._note(position, event)
+                    yield position * self.params.n + event.index, event
+        except BaseException as exc:
+            self._record.failed(exc)
+            raise
+        self._record.ended("aborted" if self.aborted else "ok")
+
+    def _note(self, position: int, event: TokenEvent) -> None:
+        tokens = len(event.token_ids)
+        self.completion_tokens += tokens
+        if event.cached_tokens > self._cached_tokens[position]:
+            self._cached_tokens[position] = event.cached_tokens
+        self._record.tokens(position * self.params.n + event.index, tokens)
+        if event.finish_reason is FinishReason.ERROR:
+            logger.error("request %s failed in the engine: %r", self.id, event.error)
+            raise RequestFailed("This request failed inside the engine.")
+        if event.finish_reason is FinishReason.ABORT and not self.aborted:
+            raise RequestFailed("This request was cut off inside the engine.")
+
+
+async def _merged(streams: Sequence[AsyncIterator[TokenEvent]]) -> AsyncIterator[tuple[int, TokenEvent]]:
+    """Events of several streams as they come. The first error ends all."""
+    queue: asyncio.Queue[tuple[int, TokenEvent | BaseException | None]] = asyncio.Queue(64)
+
+    async def pump(position: int) -> None:
+        try:
+            async for event in streams[position]:
+                await queue.put((position, event))
+            await queue.put((position, None))
+        except Exception as exc:
+            await queue.put((position, exc))
+
+    tasks = [asyncio.create_task(pump(position)) for position in range(len(streams))]
+    try:
+        open_streams = len(streams)
+        while open_streams:
+            position, item = await queue.get()
+            if item is None:
+                open_streams -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield position, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

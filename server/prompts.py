@@ -1,0 +1,120 @@
+"""From what a request says to prompt token ids.
+
+Knows tokenizers, chat templates and lengths; does not know HTTP or sampling. Text that is long is
+tokenised in a thread, after a look at its length, so that one request cannot hold up the others' streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from engine.errors import ContextTooLong
+from server.errors import invalid
+
+# A text with more characters than this per token of context cannot fit: tokens are shorter on average
+# in every language and in code. Only long runs of one character come near it.
+MAX_CHARS_PER_TOKEN = 32
+# Tokenising takes about a microsecond per character; below this it is done in place.
+INLINE_CHARS = 2048
+MAX_WORKERS = 2
+
+T = TypeVar("T")
+
+
+class Tokenizer(Protocol):
+    """The part of engine.text's tokenizer that the server uses."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def token_text(self, token_id: int) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class Template(Protocol):
+    """The part of engine.text's chat template that the server uses."""
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **kwargs: Any
+    ) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt: what the engine computes, and its text where the reply may have to repeat it."""
+
+    ids: Sequence[int]
+    text: str | None = None
+
+
+class Prompts:
+    """Makes prompts with one model's tokenizer and template."""
+
+    def __init__(self, tokenizer: Tokenizer, template: Template | None) -> None:
+        self.tokenizer = tokenizer
+        self._template = template
+        self._pool = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="tokenize")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def from_text(self, text: str, add_special_tokens: bool, context_tokens: int) -> Prompt:
+        """Tokenises one text.
+
+        Raises:
+            ContextTooLong: it cannot fit, said before any work is done.
+        """
+        _check_length(len(text), context_tokens)
+        ids = await self._run(len(text), lambda: self.tokenizer.encode(text, add_special_tokens))
+        return Prompt(_not_empty(ids, "prompt"), text)
+
+    def from_ids(self, ids: Sequence[int], vocab_size: int) -> Prompt:
+        """Checks ids that the caller made."""
+        if min(ids) < 0 or max(ids) >= vocab_size:
+            raise invalid(f"prompt: a token id is not in the vocabulary (0 to {vocab_size - 1}).", "prompt")
+        return Prompt(ids)
+
+    async def from_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        context_tokens: int,
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> Prompt:
+        """Renders a conversation with the model's chat template."""
+        template = self._template
+        if template is None:
+            raise invalid(
+                "This model has no chat template; use /v1/completions.", "messages", "no_chat_template"
+            )
+        chars = sum(len(message["content"]) for message in messages)
+        _check_length(chars, context_tokens)
+        work = chars + 32 * len(messages)
+        ids = await self._run(work, lambda: template.render(messages, add_generation_prompt, **variables))
+        return Prompt(_not_empty(ids, "messages"))
+
+    async def _run(self, work_chars: int, call: Callable[[], T]) -> T:
+        if work_chars <= INLINE_CHARS:
+            return call()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+
+def _check_length(chars: int, context_tokens: int) -> None:
+    if chars > context_tokens * MAX_CHARS_PER_TOKEN:
+        raise ContextTooLong(
+            f"The prompt has {chars} characters; that is more than this model's context of "
+            f"{context_tokens} tokens can hold.",
+            "prompt",
+        )
+
+
+def _not_empty(ids: list[int], param: str) -> list[int]:
+    if not ids:
+        raise invalid(f"{param}: must not be empty.", param)
+    return ids

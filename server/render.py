@@ -1,0 +1,242 @@
+"""Token events -> OpenAI's replies and stream chunks, as bytes.
+
+Knows the wire shapes; does not know sockets, the engine or the clock. A chunk differs from the one before
+in one string, so everything around that string is rendered once per stream and choice, and a token costs
+the escaping of its text and one join.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from engine.types import TokenEvent
+from server.logprobs import LegacyLogprobs, chat_entries
+from server.prompts import Tokenizer
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+encode = msgspec.json.Encoder().encode
+
+Usage = Callable[[], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What all chunks and the reply of one request have in common."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+    def fields(self, object_name: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": object_name,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+        }
+
+
+def error_frame(body: bytes) -> bytes:
+    """An error inside a stream that has begun with status 200."""
+    return b"data: " + body + b"\n\n"
+
+
+class Chunks(ABC):
+    """Renders one stream. `usage` is read for the last chunk, and for all with continuous usage."""
+
+    object_name: str
+
+    def __init__(self, head: Head, usage: Usage, usage_in_stream: tuple[bool, bool]) -> None:
+        self._usage = usage
+        self._last_usage, self._every_usage = usage_in_stream
+        self._base = encode(head.fields(self.object_name))[:-1]
+        self._leads: dict[int, bytes] = {}
+        self._plain_end = self._ending()
+
+    @abstractmethod
+    def event(self, choice: int, event: TokenEvent) -> bytes:
+        """The frames for one event; may be empty."""
+
+    def end(self) -> bytes:
+        """The frames after the last event."""
+        if not self._last_usage:
+            return DONE
+        return b"data: " + self._base + b',"choices":[],"usage":' + encode(self._usage()) + b"}\n\n" + DONE
+
+    def _lead(self, choice: int, field: bytes) -> bytes:
+        return b'data: %b,"choices":[{"index":%d,%b' % (self._base, choice, field)
+
+    def _ending(self) -> bytes:
+        """What closes a chunk after its only choice."""
+        if self._every_usage:
+            return b'}],"usage":' + encode(self._usage()) + b"}\n\n"
+        return b'}],"usage":null}\n\n' if self._last_usage else b"}]}\n\n"
+
+    def _close(self) -> bytes:
+        return self._ending() if self._every_usage else self._plain_end
+
+
+class ChatChunks(Chunks):
+    """chat.completion.chunk: a role first, then text, then the finish reason alone."""
+
+    object_name = "chat.completion.chunk"
+
+    def __init__(
+        self, head: Head, usage: Usage, usage_in_stream: tuple[bool, bool], tokenizer: Tokenizer
+    ) -> None:
+        super().__init__(head, usage, usage_in_stream)
+        self._tokenizer = tokenizer
+        self._text_end = b'},"logprobs":null,"finish_reason":null' + self._plain_end
+
+    def event(self, choice: int, event: TokenEvent) -> bytes:
+        lead = self._leads.get(choice)
+        if lead is not None and event.finish_reason is None and not event.logprobs and not self._every_usage:
+            return lead + encode(event.text) + self._text_end if event.text else b""
+        frames = b""
+        if lead is None:
+            lead = self._leads[choice] = self._lead(choice, b'"delta":{"content":')
+            frames = self._role(choice)
+        if event.text or event.logprobs:
+            frames += lead + encode(event.text) + self._text_tail(event)
+        if event.finish_reason is not None:
+            frames += self._finish(choice, event)
+        return frames
+
+    def _role(self, choice: int) -> bytes:
+        delta = (
+            b'"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null'
+        )
+        return self._lead(choice, delta) + self._close()
+
+    def _text_tail(self, event: TokenEvent) -> bytes:
+        logprobs: Any = None
+        if event.logprobs:
+            logprobs = {"content": chat_entries(self._tokenizer, event.logprobs), "refusal": None}
+        return b'},"logprobs":' + encode(logprobs) + b',"finish_reason":null' + self._close()
+
+    def _finish(self, choice: int, event: TokenEvent) -> bytes:
+        fields = b'"delta":{},"logprobs":null,' + encode(_ending_fields(event))[1:-1]
+        return self._lead(choice, fields) + self._close()
+
+
+class CompletionChunks(Chunks):
+    """text_completion chunks: text with its logprobs, the finish reason beside the last."""
+
+    object_name = "text_completion"
+
+    def __init__(
+        self,
+        head: Head,
+        usage: Usage,
+        usage_in_stream: tuple[bool, bool],
+        tokenizer: Tokenizer,
+        echoes: Sequence[Echo | None],
+    ) -> None:
+        super().__init__(head, usage, usage_in_stream)
+        self._echoes = echoes
+        self._writers = [LegacyLogprobs(tokenizer) for _ in echoes]
+        self._text_end = b',"logprobs":null,"finish_reason":null' + self._plain_end
+
+    def event(self, choice: int, event: TokenEvent) -> bytes:
+        lead = self._leads.get(choice)
+        if lead is not None and event.finish_reason is None and not event.logprobs and not self._every_usage:
+            return lead + encode(event.text) + self._text_end if event.text else b""
+        if lead is not None:
+            return self._chunk(lead, choice, event)
+        lead = self._leads[choice] = self._lead(choice, b'"text":')
+        return self._echo(lead, choice, event) + self._chunk(lead, choice, event)
+
+    def _echo(self, lead: bytes, choice: int, event: TokenEvent) -> bytes:
+        echo = self._echoes[choice]
+        if echo is None:
+            return b""
+        logprobs = None
+        if event.prompt_logprobs is not None:
+            logprobs = self._writers[choice].lists(echo.ids, event.prompt_logprobs)
+        end = b',"logprobs":' + encode(logprobs) + b',"finish_reason":null'
+        return lead + encode(echo.text) + end + self._close()
+
+    def _chunk(self, lead: bytes, choice: int, event: TokenEvent) -> bytes:
+        if not (event.text or event.logprobs or event.finish_reason):
+            return b""
+        logprobs = None
+        if event.logprobs:
+            logprobs = self._writers[choice].lists(
+                [entry.token_id for entry in event.logprobs], event.logprobs
+            )
+        end = b',"logprobs":' + encode(logprobs) + b"," + encode(_ending_fields(event))[1:-1]
+        return lead + encode(event.text) + end + self._close()
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt to repeat before its completion."""
+
+    text: str
+    ids: Sequence[int]
+
+
+class Choice:
+    """One choice of a reply that is not streamed, collected from its events."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self._events: list[TokenEvent] = []
+
+    def add(self, event: TokenEvent) -> None:
+        self._events.append(event)
+
+    @property
+    def text(self) -> str:
+        return "".join([event.text for event in self._events])
+
+    def chat(self, tokenizer: Tokenizer, with_logprobs: bool) -> dict[str, Any]:
+        entries = [entry for event in self._events for entry in event.logprobs]
+        logprobs = {"content": chat_entries(tokenizer, entries), "refusal": None} if with_logprobs else None
+        message = {"role": "assistant", "content": self.text, "refusal": None}
+        return {
+            "index": self.index,
+            "message": message,
+            "logprobs": logprobs,
+            **_ending_fields(self._events[-1]),
+        }
+
+    def completion(self, tokenizer: Tokenizer, with_logprobs: bool, echo: Echo | None) -> dict[str, Any]:
+        return {
+            "index": self.index,
+            "text": self.text if echo is None else echo.text + self.text,
+            "logprobs": self._legacy_logprobs(tokenizer, echo) if with_logprobs else None,
+            **_ending_fields(self._events[-1]),
+        }
+
+    def _legacy_logprobs(self, tokenizer: Tokenizer, echo: Echo | None) -> dict[str, list[Any]]:
+        entries = [entry for event in self._events for entry in event.logprobs]
+        ids = [entry.token_id for entry in entries]
+        if echo is None:
+            return LegacyLogprobs(tokenizer).lists(ids, entries)
+        of_prompt = next((event.prompt_logprobs for event in self._events if event.prompt_logprobs), ())
+        return LegacyLogprobs(tokenizer).lists([*echo.ids, *ids], [*of_prompt, *entries])
+
+
+def reply(
+    head: Head, object_name: str, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, Any]
+) -> bytes:
+    """A whole reply."""
+    return encode({**head.fields(object_name), "choices": choices, "usage": usage})
+
+
+def _ending_fields(event: TokenEvent) -> dict[str, Any]:
+    """finish_reason, and what stopped it where that was a stop string or token of the request."""
+    ending: dict[str, Any] = {"finish_reason": event.finish_reason}
+    if event.stop_reason is not None:
+        ending["stop_reason"] = event.stop_reason
+    return ending

@@ -1,0 +1,87 @@
+"""POST /v1/completions. Knows the legacy API's shapes; the way through is generate.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.types import SamplingParams
+from server.docs import describe_body
+from server.generation import Generation
+from server.prompts import Prompt
+from server.render import Choice, Chunks, CompletionChunks, Echo, Head, reply
+from server.routes.generate import Api
+from server.schema.common import to_sampling_params
+from server.schema.completions import CompletionRequest
+from server.schema.replies import CompletionReply
+from server.service import Service
+
+
+class CompletionApi(Api[CompletionRequest]):
+    name = "completions"
+    id_prefix = "cmpl-"
+    schema = CompletionRequest
+
+    async def prompts(self, request: CompletionRequest) -> Sequence[Prompt]:
+        return [await self._prompt(prompt, request) for prompt in request.prompt]
+
+    async def _prompt(self, prompt: str | list[int], request: CompletionRequest) -> Prompt:
+        info = self.service.info
+        if isinstance(prompt, str):
+            special = request.add_special_tokens is not False
+            return await self.service.prompts.from_text(prompt, special, info.max_model_len)
+        return self.service.prompts.from_ids(prompt, info.vocab_size)
+
+    def params(self, request: CompletionRequest) -> SamplingParams:
+        return to_sampling_params(
+            request,
+            max_tokens=request.token_limit,
+            logprobs=request.logprobs,
+            prompt_logprobs=request.logprobs if request.echo else None,
+        )
+
+    def chunks(self, request: CompletionRequest, head: Head, generation: Generation) -> Chunks:
+        echoes = self._echoes(request, generation)
+        return CompletionChunks(
+            head, lambda: generation.usage, request.usage_in_stream, self.service.tokenizer, echoes
+        )
+
+    def reply(
+        self, request: CompletionRequest, head: Head, generation: Generation, choices: Sequence[Choice]
+    ) -> bytes:
+        wanted = request.logprobs is not None
+        echoes = self._echoes(request, generation)
+        rendered = [
+            choice.completion(self.service.tokenizer, wanted, echoes[choice.index]) for choice in choices
+        ]
+        return reply(head, "text_completion", rendered, generation.usage)
+
+    def _echoes(self, request: CompletionRequest, generation: Generation) -> list[Echo | None]:
+        """What each choice begins with."""
+        n = generation.params.n
+        if not request.echo:
+            return [None] * (len(generation.prompts) * n)
+        return [self._echo(prompt) for prompt in generation.prompts for _ in range(n)]
+
+    def _echo(self, prompt: Prompt) -> Echo:
+        text = self.service.tokenizer.decode(prompt.ids) if prompt.text is None else prompt.text
+        return Echo(text, prompt.ids)
+
+
+def router(service: Service) -> APIRouter:
+    api = CompletionApi(service)
+    routes = APIRouter(tags=["generation"])
+
+    @routes.post(
+        "/v1/completions",
+        response_model=CompletionReply,
+        summary="Continue a text",
+        openapi_extra=describe_body(CompletionRequest),
+    )
+    async def completions(request: Request) -> Response:
+        return await api.handle(request)
+
+    return routes

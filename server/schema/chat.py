@@ -1,0 +1,180 @@
+"""What POST /v1/chat/completions takes.
+
+Knows messages and the chat API's own fields; does not know templates. Content is text: a string or a list
+of text parts. Images, audio and tool calls are refused by name until something can honour them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from engine.types import MAX_LOGPROBS
+from server.schema.common import INT32_MAX, GenerationRequest, WireModel, field_error
+
+MAX_MESSAGES = 2048
+MAX_TEMPLATE_KWARGS = 16
+
+# What the template gets from us; a request may not put something else in its place.
+_RESERVED_KWARGS = frozenset(
+    ["messages", "tools", "documents", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template", "conversation", "tokenizer", "return_dict", "return_tensors", "bos_token", "eos_token", "pad_token", "unk_token"]
+)
+_KWARG_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_KWARG_TEXT = re.compile(r"[A-Za-z0-9 _.-]{0,64}")
+
+_TEXT_PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+
+
+def _parse_content(value: Any) -> Any:
+    """A string, or a list of text parts joined by line breaks."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise field_error("must be a string or a list of text parts")
+    return "\n".join(_part_text(part) for part in value)
+
+
+def _part_text(part: Any) -> str:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise field_error('each part must be an object such as {"type": "text", "text": "..."}')
+    if part["type"] not in ("text", "input_text"):
+        raise field_error("holds a part that is not text; this model reads text only")
+    if not isinstance(part.get("text"), str):
+        raise field_error("a text part needs a string in `text`")
+    return str(part["text"])
+
+
+def _parse_template_kwargs(value: Any) -> Any:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > MAX_TEMPLATE_KWARGS:
+        raise field_error(f"must be an object with at most {MAX_TEMPLATE_KWARGS} entries")
+    for name, inner in value.items():
+        if not _KWARG_NAME.fullmatch(name) or name in _RESERVED_KWARGS:
+            raise field_error("names a variable that a request may not set")
+        plain = inner is None or isinstance(inner, (bool, int))
+        if not plain and not (isinstance(inner, str) and _KWARG_TEXT.fullmatch(inner)):
+            raise field_error("values must be true, false, null, whole numbers or short words")
+    return value
+
+
+Content = Annotated[
+    str | None,
+    BeforeValidator(_parse_content),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _TEXT_PART}]}),
+]
+TemplateKwargs = Annotated[
+    dict[str, Any],
+    BeforeValidator(_parse_template_kwargs),
+    WithJsonSchema({"type": ["object", "null"], "maxProperties": MAX_TEMPLATE_KWARGS}),
+]
+
+
+class ChatMessage(WireModel):
+    """One turn. What our own replies carry besides content (refusal, annotations) is taken back as null."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content = Field(None, description="Text, or a list of text parts.")
+    name: str | None = Field(None, max_length=256)
+    tool_call_id: str | None = Field(None, max_length=256)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_text(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name in ("tool_calls", "function_call", "audio"):
+                if value.get(name):
+                    raise field_error("not supported by this server", name)
+        return value
+
+    @model_validator(mode="after")
+    def _has_content(self) -> ChatMessage:
+        if self.content is None and self.role != "assistant":
+            raise field_error(f"a {self.role} message needs it", "content")
+        return self
+
+
+class ChatRequest(GenerationRequest):
+    """A conversation to continue."""
+
+    refused: ClassVar = {
+        **GenerationRequest.refused,
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "audio": (),
+        "modalities": (["text"],),
+        "prediction": (),
+        "web_search_options": (),
+        "moderation": (),
+        "reasoning_effort": ("none", "medium"),
+        "verbosity": ("medium",),
+        "service_tier": ("auto", "default"),
+        "continue_final_message": (False,),
+        "documents": ([],),
+        "echo": (False,),
+        "mm_processor_kwargs": ({},),
+    }
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=INT32_MAX, description="Most tokens to generate; left out: up to the model's context."
+    )
+    max_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="The older name of the same.")
+    logprobs: bool | None = Field(False, description="Log probability of each generated token.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Likeliest alternatives beside each token; needs logprobs."
+    )
+    add_generation_prompt: bool | None = Field(True, description="Begin the assistant's turn.")
+    chat_template_kwargs: TemplateKwargs = Field(
+        default_factory=dict, description="Variables for the chat template, such as enable_thinking."
+    )
+    # Taken as OpenAI clients send them; they ask for nothing that changes the answer.
+    store: bool | None = Field(False, description="Taken and ignored: nothing is stored.")
+    metadata: dict[str, str] | None = Field(None, description="Taken and ignored.")
+    parallel_tool_calls: bool | None = Field(None, description="Taken and ignored.")
+    tool_choice: Any = Field(None, description="`none` or `auto` only.")
+    function_call: Any = Field(None, description="`none` or `auto` only.")
+    tools: Any = Field(None, description="Not supported yet: empty or left out.")
+    functions: Any = Field(None, description="Not supported yet: empty or left out.")
+    response_format: Any = Field(None, description='Only {"type": "text"} yet.')
+    modalities: Any = Field(None, description='Only ["text"].')
+    reasoning_effort: str | None = Field(
+        None, description="`none` or `medium` only: the model is used as it is."
+    )
+    verbosity: str | None = Field(None, description="`medium` only.")
+    service_tier: str | None = Field(None, description="`auto` or `default`.")
+    safety_identifier: str | None = Field(None, description="Taken and ignored.")
+    prompt_cache_key: str | None = Field(
+        None, description="Taken and ignored: the prefix cache needs no key."
+    )
+    prompt_cache_options: Any = Field(None, description="Taken and ignored.")
+    prompt_cache_retention: str | None = Field(None, description="Taken and ignored.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise field_error("needs logprobs to be true", "top_logprobs")
+        if (
+            None not in (self.max_tokens, self.max_completion_tokens)
+            and self.max_tokens != self.max_completion_tokens
+        ):
+            raise field_error("differs from max_completion_tokens; send one of them", "max_tokens")
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """SamplingParams.logprobs: None, or how many alternatives to return."""
+        return (self.top_logprobs or 0) if self.logprobs else None

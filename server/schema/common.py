@@ -1,0 +1,267 @@
+"""What the two generation APIs share: strict fields, sampling parameters, refusals, the way to SamplingParams.
+
+Knows field names, types and limits; does not know prompts, routes or replies. Types are strict (true is
+not 1, "3" is not 3); null always means the default; unknown fields are taken and reported, because SDKs
+send new ones every month; fields that would silently change the answer if ignored are refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from engine.types import (
+    MAX_CHOICES,
+    MAX_LOGIT_BIAS,
+    MAX_STOP_STRING_CHARS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    SamplingParams,
+)
+from server.errors import ApiError, invalid, shorten, unsupported
+
+INT32_MAX = 2**31 - 1
+
+
+def field_error(message: str, field: str = "") -> PydanticCustomError:
+    """A complaint in our words; `field` names the culprit where the validator sees the whole model."""
+    return PydanticCustomError("invalid_value", "{message}", {"message": message, "field": field})
+
+
+def _parse_stop(value: Any) -> Any:
+    """One string or a list of them -> a tuple."""
+    if value is None:
+        return ()
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(
+        isinstance(text, str) for text in texts[: MAX_STOP_STRINGS + 1]
+    ):
+        raise field_error("must be a string or a list of strings")
+    if len(texts) > MAX_STOP_STRINGS:
+        raise field_error(f"has {len(texts)} strings; at most {MAX_STOP_STRINGS}")
+    return tuple(texts)
+
+
+def _parse_logit_bias(value: Any) -> Any:
+    """{"42": -100} -> {42: -100.0}."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise field_error("must be an object of token id to bias")
+    if len(value) > MAX_LOGIT_BIAS:
+        raise field_error(f"has {len(value)} entries; at most {MAX_LOGIT_BIAS}")
+    return {_token_id(key): _bias(bias) for key, bias in value.items()}
+
+
+def _token_id(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) <= 10 and str(int(key)) == key):
+        raise field_error(f"key {shorten(key)!r} is not a token id")
+    return int(key)
+
+
+def _bias(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -100 <= value <= 100:
+        raise field_error("each bias must be a number from -100 to 100")
+    return float(value)
+
+
+Stop = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_parse_stop),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS},
+                {
+                    "type": "array",
+                    "maxItems": MAX_STOP_STRINGS,
+                    "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS},
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+LogitBias = Annotated[
+    dict[int, float],
+    BeforeValidator(_parse_logit_bias),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "maxProperties": MAX_LOGIT_BIAS,
+                    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+
+class WireModel(BaseModel):
+    """Strict types, unknown fields kept aside."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, hide_input_in_errors=True)
+
+    @property
+    def unknown_fields(self) -> list[str]:
+        return sorted(self.__pydantic_extra__ or {})
+
+
+class StreamOptions(WireModel):
+    """What a stream tells besides text."""
+
+    include_usage: bool | None = Field(False, description="One more chunk at the end, with the whole usage.")
+    continuous_usage_stats: bool | None = Field(
+        False, description="With include_usage: usage so far in every chunk."
+    )
+    include_obfuscation: bool | None = Field(None, description="Taken and ignored: chunks are never padded.")
+
+
+class GenerationRequest(WireModel):
+    """The fields both APIs have. Names are those of SamplingParams wherever they mean the same."""
+
+    # Fields that change the answer and are not built yet, each with the values that ask for nothing.
+    refused: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "use_beam_search": (False,),
+        "structured_outputs": (),
+        "guided_json": (),
+        "guided_regex": (),
+        "guided_choice": (),
+        "guided_grammar": (),
+        "bad_words": ([],),
+        "allowed_token_ids": (),
+        "truncate_prompt_tokens": (),
+        "prompt_embeds": (),
+        "prompt_logprobs": (),
+        "cache_salt": (),
+        "chat_template": (),
+        "kv_transfer_params": (),
+    }
+
+    model: str | None = Field(None, description="A name from /v1/models; left out: the served model.")
+    n: int | None = Field(
+        1, ge=1, le=MAX_CHOICES, description="Choices per prompt; the prompt is computed once."
+    )
+    stream: bool | None = Field(False, description="Server-sent events, ending with `data: [DONE]`.")
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(1.0, ge=0, le=2, description="0 is greedy.")
+    top_p: float | None = Field(1.0, gt=0, le=1, description="Nucleus mass.")
+    top_k: int | None = Field(
+        0, ge=-1, le=INT32_MAX, description="Keep the k likeliest tokens; 0 or -1: all."
+    )
+    min_p: float | None = Field(
+        0.0, ge=0, le=1, description="Least probability relative to the likeliest token."
+    )
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float | None = Field(
+        1.0, gt=0, le=100, description="1 is off; also counts the prompt."
+    )
+    logit_bias: LogitBias = Field(default_factory=dict, description="Token id to a value added to its logit.")
+    seed: int | None = Field(
+        None, ge=-(2**63), le=2**63 - 1, description="The same seed gives the same text, whatever else runs."
+    )
+    stop: Stop = Field((), description=f"Up to {MAX_STOP_STRINGS} strings that end a choice.")
+    stop_token_ids: list[int] | None = Field(None, max_length=MAX_STOP_TOKEN_IDS)
+    min_tokens: int | None = Field(0, ge=0, le=INT32_MAX, description="No stop is honoured before this many.")
+    ignore_eos: bool | None = Field(False, description="Do not end at the model's end-of-turn tokens.")
+    include_stop_str_in_output: bool | None = False
+    skip_special_tokens: bool | None = True
+    user: str | None = Field(None, description="Taken and ignored.")
+
+    @property
+    def usage_in_stream(self) -> tuple[bool, bool]:
+        """(a usage chunk at the end, usage in every chunk)."""
+        options = self.stream_options or StreamOptions()
+        last = bool(options.include_usage)
+        return last, last and bool(options.continuous_usage_stats)
+
+
+RequestT = TypeVar("RequestT", bound=GenerationRequest)
+
+_SAMPLING_FIELDS = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "seed",
+    "stop",
+    "min_tokens",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+)
+
+
+def to_sampling_params(
+    request: GenerationRequest,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """The one way from a request to SamplingParams.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS}
+    return SamplingParams(
+        **{name: value for name, value in given.items() if value is not None},
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def parse(model: type[RequestT], body: dict[str, Any]) -> RequestT:
+    """Validates a body.
+
+    Raises:
+        ApiError: 400, naming the first field that is wrong or not supported.
+    """
+    refuse_unsupported(model.refused, body)
+    try:
+        return model.model_validate(body)
+    except ValidationError as exc:
+        raise _first_problem(exc) from None
+
+
+def refuse_unsupported(
+    refused: Mapping[str, Sequence[Any]], body: Mapping[str, Any], prefix: str = ""
+) -> None:
+    """Raises for a field that is refused, unless its value asks for nothing."""
+    for name in refused:
+        value = body.get(name)
+        if value is not None and not any(
+            type(value) is type(none) and value == none for none in refused[name]
+        ):
+            raise unsupported(prefix + name)
+
+
+def _first_problem(exc: ValidationError) -> ApiError:
+    problem = exc.errors(include_url=False, include_input=False)[0]
+    param = ".".join(filter(None, [_param(problem["loc"]), problem.get("ctx", {}).get("field")]))
+    text = problem["msg"]
+    return invalid(f"{param}: {text[:1].lower()}{text[1:200]}.", param)
+
+
+def _param(loc: tuple[int | str, ...]) -> str:
+    """("messages", 0, "role") -> "messages[0].role"."""
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return shorten(path)

@@ -1,0 +1,363 @@
+"""Flags and QUIRE_* environment -> one frozen ServerSettings, with the engine's options inside.
+
+The only place in the project that reads the environment. Knows each setting's name, type, unit, default
+and limits, in one table that also writes `quire serve --help`; does not know what the settings do. A flag
+wins over its variable; a bad value is one line that names where it came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from engine.config import EngineOptions
+
+DEMO_NAME = "quire-demo"
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "K": 10**3,
+    "KB": 10**3,
+    "M": 10**6,
+    "MB": 10**6,
+    "G": 10**9,
+    "GB": 10**9,
+    "T": 10**12,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+class SettingsError(Exception):
+    """One line for the person at the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Everything the HTTP side was told.
+
+    Attributes:
+        demo: no MODEL was given; the built-in one is served.
+        model_name: what requests call the model.
+        api_keys: empty means no keys are asked for.
+        engine: what the engine was told; its `model` is empty when `demo`.
+    """
+
+    engine: EngineOptions = EngineOptions(model="")
+    demo: bool = True
+    model_name: str = DEMO_NAME
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    log_level: str = "info"
+    access_log: bool = True
+    max_body_bytes: int = 8 * 2**20
+    max_header_bytes: int = 64 * 2**10
+    max_connections: int = 4096
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    stall_timeout_s: float = 30.0
+    keep_alive_s: float = 75.0
+    sse_keep_alive_s: float = 15.0
+    shutdown_timeout_s: float = 30.0
+
+
+def parse_bytes(text: str) -> int:
+    """ "4GiB", "500M" or "1048576" -> bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError("expected a size such as 4GiB, 500M or plain bytes")
+    size = int(float(match[1]) * _UNITS[match[2].upper()])
+    if size < 1:
+        raise ValueError("must be at least 1 byte")
+    return size
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?\d{1,18}", text.strip()) or not low <= int(text) <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"\d{1,9}(\.\d*)?", text.strip()) or float(text) > high:
+            raise ValueError(f"expected seconds from 0 to {high:g}")
+        return float(text)
+
+    return parse
+
+
+def _share(text: str) -> float:
+    if not re.fullmatch(r"[01]?\.?\d*", text.strip()) or not text.strip(". ") or not 0 < float(text) <= 1:
+        raise ValueError("expected a share above 0, up to 1")
+    return float(text)
+
+
+def _choice(*values: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in values:
+            raise ValueError(f"expected one of {', '.join(values)}")
+        return text
+
+    return parse
+
+
+def _text(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("must not be empty")
+    return text
+
+
+def _switch(text: str) -> bool:
+    words = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
+    if text.lower() not in words:
+        raise ValueError("expected true or false")
+    return words[text.lower()]
+
+
+def _api_key(text: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]{1,512}", text):
+        raise ValueError("a key must be 1 to 512 printable ASCII characters without spaces")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One setting: `--name VALUE` or QUIRE_NAME. `target` is a field of EngineOptions or ServerSettings."""
+
+    name: str
+    target: str
+    parse: Callable[[str], Any]
+    metavar: str
+    help: str
+    switch_to: bool | None = None  # a flag without a value sets its target to this
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name
+
+    @property
+    def variable(self) -> str:
+        return "QUIRE_" + self.name.replace("-", "_").upper()
+
+
+_COUNT = _whole(1, 2**31 - 1)
+
+SERVER_FLAGS = (
+    Flag(
+        "host",
+        "host",
+        _text,
+        "ADDRESS",
+        "address to listen on (default: 127.0.0.1; 0.0.0.0 is every interface)",
+    ),
+    Flag("port", "port", _whole(0, 65535), "PORT", "port to listen on (default: 8000; 0 picks a free one)"),
+    Flag(
+        "api-key",
+        "api_keys",
+        _api_key,
+        "KEY",
+        "ask for this key; repeatable, or comma separated in the variable",
+    ),
+    Flag("served-model-name", "model_name", _text, "NAME", "name in the API (default: MODEL as given)"),
+    Flag("log-level", "log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "default: info"),
+    Flag("no-access-log", "access_log", _switch, "", "no line per request", switch_to=False),
+    Flag("max-body-size", "max_body_bytes", parse_bytes, "SIZE", "largest request body (default: 8MiB)"),
+    Flag("max-header-size", "max_header_bytes", parse_bytes, "SIZE", "largest request head (default: 64KiB)"),
+    Flag("max-connections", "max_connections", _COUNT, "N", "connections at a time (default: 4096)"),
+    Flag(
+        "header-timeout", "header_timeout_s", _seconds(3600), "SECONDS", "for a request's head (default: 10)"
+    ),
+    Flag(
+        "body-timeout",
+        "body_timeout_s",
+        _seconds(3600),
+        "SECONDS",
+        "for a body to start and go on (default: 30)",
+    ),
+    Flag(
+        "stall-timeout",
+        "stall_timeout_s",
+        _seconds(3600),
+        "SECONDS",
+        "drop a reader stuck this long (default: 30)",
+    ),
+    Flag("keep-alive", "keep_alive_s", _seconds(3600), "SECONDS", "idle connections stay open (default: 75)"),
+    Flag(
+        "sse-keep-alive",
+        "sse_keep_alive_s",
+        _seconds(3600),
+        "SECONDS",
+        "comment in idle streams (default: 15; 0: never)",
+    ),
+    Flag(
+        "shutdown-timeout",
+        "shutdown_timeout_s",
+        _seconds(86400),
+        "SECONDS",
+        "running requests may finish (default: 30)",
+    ),
+)
+
+ENGINE_FLAGS = (
+    Flag(
+        "dtype",
+        "dtype",
+        _choice("auto", "bfloat16", "float16", "float32"),
+        "TYPE",
+        "auto, bfloat16, float16 or float32 (default: auto)",
+    ),
+    Flag("device", "device", _choice("auto", "cpu", "cuda"), "DEVICE", "auto, cpu or cuda (default: auto)"),
+    Flag(
+        "max-model-len",
+        "max_model_len",
+        _COUNT,
+        "TOKENS",
+        "longest prompt + output (default: the model's own, or what fits)",
+    ),
+    Flag("max-num-seqs", "max_num_seqs", _COUNT, "N", "sequences in one step (default: by device)"),
+    Flag(
+        "max-num-batched-tokens",
+        "max_num_batched_tokens",
+        _COUNT,
+        "TOKENS",
+        "tokens in one step (default: by device)",
+    ),
+    Flag(
+        "max-queued-requests",
+        "max_queued_requests",
+        _COUNT,
+        "N",
+        "queue length before 429 (default: by max-num-seqs)",
+    ),
+    Flag(
+        "block-size",
+        "block_size",
+        _choice("16", "32", "64", "128"),
+        "TOKENS",
+        "tokens per KV block: 16, 32, 64 or 128 (default: by device)",
+    ),
+    Flag(
+        "gpu-memory-utilization",
+        "gpu_memory_utilization",
+        _share,
+        "SHARE",
+        "of the GPU's memory, 0 to 1 (default: 0.9)",
+    ),
+    Flag(
+        "kv-cache-memory",
+        "kv_cache_memory_bytes",
+        parse_bytes,
+        "SIZE",
+        "size of the KV pool, such as 4GiB or 500M (default: what is left)",
+    ),
+    Flag("no-prefix-caching", "prefix_caching", _switch, "", "do not share equal prefixes", switch_to=False),
+    Flag("seed", "seed", _whole(0, 2**63 - 1), "N", "of requests that bring none (default: 0)"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL and every flag."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a directory or a Hugging Face id (QUIRE_MODEL); left out: the small built-in demo model",
+    )
+    for title, flags in (("server", SERVER_FLAGS), ("engine", ENGINE_FLAGS)):
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            _add_flag(group, flag)
+
+
+def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
+    text = f"{flag.help} [{flag.variable}]"
+    if flag.switch_to is not None:
+        group.add_argument(flag.option, dest=flag.name, action="store_true", default=None, help=text)
+    else:
+        action = "append" if flag.target == "api_keys" else "store"
+        group.add_argument(flag.option, dest=flag.name, metavar=flag.metavar, action=action, help=text)
+
+
+def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> ServerSettings:
+    """Settles every value.
+
+    Raises:
+        SettingsError: a value that cannot be, naming the flag or variable.
+    """
+    variables = os.environ if environ is None else environ
+    given = vars(args)
+    server = _values(SERVER_FLAGS, given, variables)
+    engine = _values(ENGINE_FLAGS, given, variables)
+    if "block_size" in engine:
+        engine["block_size"] = int(engine["block_size"])
+    model = given.get("model") or variables.get("QUIRE_MODEL") or None
+    name = server.pop("model_name", None) or model or DEMO_NAME
+    options = EngineOptions(model=model or "", served_model_name=name, **engine)
+    return ServerSettings(engine=options, demo=model is None, model_name=name, **server)
+
+
+def parse_args(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServerSettings:
+    """`load` for a command line, without a program around it."""
+    parser = _Parser(add_help=False)
+    add_arguments(parser)
+    return load(parser.parse_args(list(argv)), environ)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message)
+
+
+def _values(flags: Sequence[Flag], given: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for flag in flags:
+        found = _found(flag, given.get(flag.name), variables.get(flag.variable))
+        if found is not None:
+            values[flag.target] = found
+    return values
+
+
+def _found(flag: Flag, from_flag: Any, from_variable: str | None) -> Any:
+    if flag.switch_to is not None:
+        on = from_flag or (from_variable and _checked(flag.parse, from_variable, flag.variable))
+        return flag.switch_to if on else None
+    if from_flag is not None:
+        texts, source = from_flag, flag.option
+    elif from_variable:
+        texts, source = from_variable, flag.variable
+    else:
+        return None
+    if flag.target != "api_keys":
+        return _checked(flag.parse, texts, source)
+    keys = texts if isinstance(texts, list) else [key.strip() for key in texts.split(",") if key.strip()]
+    return tuple(_checked(flag.parse, key, source, secret=True) for key in keys)
+
+
+def _checked(parse: Callable[[str], Any], text: str, source: str, secret: bool = False) -> Any:
+    try:
+        return parse(text)
+    except ValueError as exc:
+        shown = "" if secret else f" {text!r}"
+        raise SettingsError(f"{source}{shown}: {exc}") from None

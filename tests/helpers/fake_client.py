@@ -1,0 +1,300 @@
+"""A whole engine in a few lines: scripted text, one token per byte, no model.
+
+FakeClient keeps the promises of EngineClient (refusals before the first event, one final event per choice,
+aborts that end the iterator), so that the server is tested in milliseconds. FakeTokenizer and FakeTemplate
+have the interface of engine.text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from engine.errors import ConfigError, ContextTooLong, Draining, EngineDead, NeverFits, Overloaded
+from engine.types import EngineInfo, EngineSnapshot, FinishReason, SamplingParams, TokenEvent, TokenLogprob
+
+VOCAB_SIZE = 260
+USER, ASSISTANT, SYSTEM, END = 256, 257, 258, 259
+CONTROL = {USER: "<|user|>", ASSISTANT: "<|assistant|>", SYSTEM: "<|system|>", END: "<|end|>"}
+ROLES = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM, "tool": USER}
+
+INFO = EngineInfo(
+    model="fake",
+    architecture="FakeForCausalLM",
+    dtype="float32",
+    device="cpu",
+    backend="fake",
+    vocab_size=VOCAB_SIZE,
+    max_model_len=4096,
+    eos_token_ids=(END,),
+    block_size=16,
+    num_blocks=513,
+    weight_bytes=1 << 20,
+    kv_bytes=1 << 22,
+    max_num_seqs=64,
+    max_num_batched_tokens=512,
+    max_queued_requests=256,
+    prefix_caching=True,
+    largest_request_tokens=2048,
+    reasons=(("block_size", "16", "the fake's own"),),
+)
+
+
+class FakeTokenizer:
+    """A token is a byte; four more are control tokens that no text encodes to."""
+
+    vocab_size = VOCAB_SIZE
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.token_bytes(token_id) for token_id in ids).decode("utf-8", "replace")
+
+    def token_text(self, token_id: int) -> str:
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return CONTROL[token_id].encode() if token_id in CONTROL else bytes([token_id])
+
+
+class FakeTemplate:
+    """<role> text <end> for each message."""
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **kwargs: Any
+    ) -> list[int]:
+        ids: list[int] = []
+        for message in messages:
+            ids += [ROLES[message["role"]], *message["content"].encode("utf-8"), END]
+        return [*ids, ASSISTANT] if add_generation_prompt else ids
+
+
+Script = Callable[[Sequence[int], SamplingParams, int], str]
+
+
+def hello(prompt_ids: Sequence[int], params: SamplingParams, index: int) -> str:
+    """The default script: depends on the prompt and the choice, has a two-byte character."""
+    digest = hashlib.sha256(repr(tuple(prompt_ids)).encode()).hexdigest()[:4]
+    return f"Hello, wörld {digest} {index}!"
+
+
+class FakeClient:
+    """An EngineClient without an engine.
+
+    Attributes (set by tests):
+        script: the text each choice says.
+        gate: events wait for it; clear it to hold every stream before its next token.
+        die_after: the engine "dies" when a request has made this many events.
+        fail_after: a choice ends with an error after this many events.
+        max_in_flight: above it, submit raises Overloaded.
+        start_error: raised by `start`.
+        tokens_per_event, pause_s: the pace.
+    """
+
+    def __init__(self, script: Script = hello, info: EngineInfo = INFO) -> None:
+        self.script = script
+        self._info = info
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.die_after: int | None = None
+        self.fail_after: int | None = None
+        self.max_in_flight: int | None = None
+        self.start_error: Exception | None = None
+        self.start_gate = asyncio.Event()
+        self.start_gate.set()
+        self.tokens_per_event = 1
+        self.pause_s = 0.0
+        self.sickness: str | None = None
+        self.restarts = 0
+        self.submitted: list[tuple[str, list[int], SamplingParams]] = []
+        self.aborted: list[str] = []
+        self.stopped = False
+        self._draining = False
+        self._live: dict[str, asyncio.Event] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._finished: dict[str, int] = {}
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._live)
+
+    async def start(self) -> EngineInfo:
+        await self.start_gate.wait()
+        if self.start_error is not None:
+            raise self.start_error
+        return self._info
+
+    def submit(
+        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncIterator[TokenEvent]:
+        self._admit(prompt_ids, params)
+        assert request_id not in self._live, "request ids must be unique"
+        self.submitted.append((request_id, list(prompt_ids), params))
+        self._live[request_id] = asyncio.Event()
+        self._idle.clear()
+        return self._events(request_id, prompt_ids, params)
+
+    def _admit(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        if self._draining:
+            raise Draining("draining")
+        if self.sickness is not None:
+            raise EngineDead(self.sickness)
+        wanted = len(prompt_ids) + (params.max_tokens or 1)
+        if wanted > self._info.max_model_len:
+            raise ContextTooLong(
+                f"The prompt has {len(prompt_ids)} tokens and max_tokens is {params.max_tokens}; together that is "
+                f"more than the context of {self._info.max_model_len} tokens.",
+                "max_tokens",
+            )
+        if wanted > self._info.largest_request_tokens:
+            raise NeverFits(f"The request needs {wanted} tokens of KV memory; the pool has fewer.")
+        if self.max_in_flight is not None and len(self._live) >= self.max_in_flight:
+            raise Overloaded("The queue is full.", retry_after_s=3)
+
+    async def _events(
+        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncIterator[TokenEvent]:
+        ended = self._live[request_id]
+        choices = [self._choice(prompt_ids, params, index) for index in range(params.n)]
+        made = 0
+        try:
+            while choices:
+                for choice in list(choices):
+                    await self._until(self.gate, ended)
+                    await asyncio.sleep(self.pause_s)
+                    if ended.is_set():
+                        return
+                    if made == self.die_after or self.stopped:
+                        raise EngineDead("the engine process ended")
+                    event = next(choice)
+                    if made == self.fail_after:
+                        event = TokenEvent(
+                            event.index, "", (), finish_reason=FinishReason.ERROR, error="boom"
+                        )
+                    made += 1
+                    if event.finish_reason is not None:
+                        choices.remove(choice)
+                        reason = str(event.finish_reason)
+                        self._finished[reason] = self._finished.get(reason, 0) + 1
+                    yield event
+        finally:
+            self._live.pop(request_id, None)
+            if not self._live:
+                self._idle.set()
+
+    @staticmethod
+    async def _until(*events: asyncio.Event) -> None:
+        """Until one of them is set."""
+        if any(event.is_set() for event in events):
+            return
+        waits = [asyncio.ensure_future(event.wait()) for event in events]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _choice(self, prompt_ids: Sequence[int], params: SamplingParams, index: int) -> Iterator[TokenEvent]:
+        """The events of one choice, in order; the last has the finish reason."""
+        text = self.script(prompt_ids, params, index)
+        stop = next((found for found in params.stop if found in text), None)
+        raw = text[: text.index(stop)].encode() if stop is not None else text.encode()
+        limit = self._info.max_model_len if params.max_tokens is None else params.max_tokens
+        reason = FinishReason.STOP if len(raw) <= limit else FinishReason.LENGTH
+        raw = raw[:limit]
+        if stop is None and params.ignore_eos and len(raw) < limit < self._info.max_model_len:
+            raw, reason = (raw + b"." * limit)[:limit], FinishReason.LENGTH
+        prompt = _prompt_logprobs(prompt_ids, params)
+        cached = (len(prompt_ids) - 1) // 16 * 16 if len(self.submitted) > 1 and prompt is None else 0
+        held = b""
+        pieces = [
+            raw[at : at + self.tokens_per_event] for at in range(0, len(raw), self.tokens_per_event)
+        ] or [b""]
+        for position, piece in enumerate(pieces):
+            held += piece
+            last = position == len(pieces) - 1
+            text = _decodable(held) if not last else held.decode("utf-8", "replace")
+            held = held[len(text.encode()) :]
+            yield TokenEvent(
+                index,
+                text,
+                tuple(piece),
+                tuple(_logprob(token_id, params) for token_id in piece)
+                if params.logprobs is not None
+                else (),
+                finish_reason=reason if last else None,
+                stop_reason=stop if last else None,
+                cached_tokens=cached,
+                prompt_logprobs=prompt if position == 0 else None,
+            )
+
+    def abort(self, request_id: str) -> None:
+        if request_id in self._live:
+            self.aborted.append(request_id)
+            self._live[request_id].set()
+
+    def snapshot(self) -> EngineSnapshot:
+        return EngineSnapshot(
+            steps=3,
+            running=len(self._live),
+            blocks_total=512,
+            blocks_in_use=len(self._live),
+            blocks_free=512 - len(self._live),
+            prompt_tokens=sum(len(ids) for _, ids, _ in self.submitted),
+            requests_finished=dict(self._finished),
+        )
+
+    def health(self) -> str | None:
+        return self.sickness
+
+    def start_draining(self) -> None:
+        self._draining = True
+
+    async def drained(self) -> None:
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        self.stopped = True
+        self.gate.set()
+        await asyncio.sleep(0)
+
+
+def _decodable(raw: bytes) -> str:
+    """As much as is whole characters."""
+    match = re.match(
+        rb"(?:[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})*", raw
+    )
+    return raw[: match.end() if match else 0].decode()
+
+
+def _logprob(token_id: int, params: SamplingParams, count: int | None = None) -> TokenLogprob:
+    number = params.logprobs if count is None else count
+    top = tuple(((token_id + step) % 256, -0.5 - step) for step in range(number or 0))
+    return TokenLogprob(token_id, -0.5, top)
+
+
+def _prompt_logprobs(
+    prompt_ids: Sequence[int], params: SamplingParams
+) -> tuple[TokenLogprob | None, ...] | None:
+    if params.prompt_logprobs is None:
+        return None
+    return (None, *(_logprob(token_id, params, params.prompt_logprobs) for token_id in prompt_ids[1:]))
+
+
+class BrokenClient(FakeClient):
+    """An engine that cannot start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start_error = ConfigError(
+            "The model needs 14 GiB and the machine has 8 GiB; use --dtype bfloat16."
+        )
