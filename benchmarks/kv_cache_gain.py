@@ -5,7 +5,7 @@ the whole prefix again to get its last token. Both run the same decoder and the 
 At each position measured, both must choose the same next token.
 
     python -m benchmarks.kv_cache_gain                      a random 110M-parameter Llama
-    python -m benchmarks.kv_cache_gain --size 600m --tokens 512
+    python -m benchmarks.kv_cache_gain --size qwen3-0.6b --tokens 512
     python -m benchmarks.kv_cache_gain --model DIR          a checkpoint
 """
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.random_model import SIZES, build
+from benchmarks.models import CONFIGS, random_transformer, read_spec
 from engine.model import checkpoint, loader
 from engine.model.batch import ForwardBatch
 from engine.model.transformer import Transformer
@@ -192,15 +192,16 @@ def _integral(gain: Gain) -> float:
 
 def _load(args: argparse.Namespace, device: torch.device, max_len: int) -> tuple[Transformer, str]:
     if args.model is None:
-        model = build(SIZES[args.size], DTYPES[args.dtype], device, max_len)
-        return model, f"random Llama, {args.size.upper()} parameters"
+        spec, dtype = read_spec(args.size), DTYPES[args.dtype]
+        model = random_transformer(spec, dtype=dtype, device=device, max_model_len=max_len)
+        return model, f"{args.size}, random weights"
     found = checkpoint.inspect(args.model)
     return loader.load(found, dtype=args.dtype, device=device, max_model_len=max_len), Path(args.model).name
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time per token with and without the KV cache.")
-    parser.add_argument("--size", choices=SIZES, default="110m", help="of a random Llama (default: 110m)")
+    parser.add_argument("--size", choices=CONFIGS, default="110m", help="random weights (default: 110m)")
     parser.add_argument("--model", help="a checkpoint's directory, instead of a random model")
     parser.add_argument("--prompt", type=int, default=8, metavar="TOKENS")
     parser.add_argument("--tokens", type=int, default=1016, help="to generate (default: 1016)")
