@@ -31,23 +31,25 @@ VOCAB_SIZE = 320
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|system|>")
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    "{% for message in messages %}"
+    "<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-_COMMON: dict[str, Any] = dict(
-    vocab_size=VOCAB_SIZE,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    initializer_range=0.2,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=None,
-)
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
 _GEMMA: dict[str, Any] = {**_COMMON, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 16}
 
 # Family -> (model class, config class, what is not as in _COMMON).
@@ -251,10 +253,13 @@ def reference_generate(
     return list(token_ids), list(logprobs)
 
 
-def reference_logits(path: Path, token_ids: Sequence[int]) -> torch.Tensor:
-    """The fp32 logits `[T, V]` of `transformers` at every position of a sequence."""
+def reference_logits(
+    path: Path, token_ids: Sequence[int], dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """The logits `[T, V]` of `transformers` at every position of a sequence, computed in `dtype`."""
     with _single_threaded():
-        logits: torch.Tensor = _reference_model(path)(torch.tensor([list(token_ids)]), use_cache=False).logits
+        model = _reference_model(path, dtype)
+        logits: torch.Tensor = model(torch.tensor([list(token_ids)]), use_cache=False).logits
     return logits[0].float()
 
 
@@ -271,10 +276,10 @@ def _single_threaded() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=4)
-def _reference_model(path: Path) -> Any:
+def _reference_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     architecture = json.loads((path / "config.json").read_text())["architectures"][0]
     model_class = getattr(transformers, architecture)
-    return model_class.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    return model_class.from_pretrained(path, dtype=dtype, attn_implementation="eager").eval()
 
 
 @functools.cache
