@@ -28,7 +28,7 @@ def find_folder(model: str, *, weights: bool) -> Path:
         ModelError: there is no such folder, and the hub does not have it or cannot be reached.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return path
     if path.suffix == ".gguf":
         raise ModelError("GGUF files are not supported; use the original safetensors checkpoint.")
