@@ -69,7 +69,7 @@ class LegacyLogprobs:
         return offset
 
     def _name(self, token_id: int) -> str:
-        """The token's text, or bytes:\\xe2\\x80 where it is part of a character: distinct tokens stay distinct."""
+        """The token's text, or `bytes:\\xe2` for a part of a character, so that tokens stay distinct."""
         raw = self._tokenizer.token_bytes(token_id)
         try:
             return raw.decode("utf-8")

@@ -142,6 +142,7 @@ class Metrics:
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.received: Counter[str] = Counter()
         self.unknown_fields: Counter[str] = Counter()
+        self.active_requests = 0
         self.http: Counter[tuple[str, str, int]] = Counter()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -171,6 +172,9 @@ class Metrics:
             "HTTP requests answered.",
             ("method", "route", "status"),
             (((method, route, str(status)), count) for (method, route, status), count in self.http.items()),
+        )
+        yield GaugeMetricFamily(
+            "quire_http_requests_active", "HTTP requests being answered.", value=self.active_requests
         )
         yield _labelled(
             "quire_requests_received",

@@ -30,8 +30,8 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int]) -> str: ...
     def token_text(self, token_id: int) -> str: ...
     def token_bytes(self, token_id: int) -> bytes: ...
 
@@ -40,7 +40,7 @@ class Template(Protocol):
     """The part of engine.text's chat template that the server uses."""
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **kwargs: Any
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
     ) -> list[int]: ...
 
 
@@ -70,7 +70,9 @@ class Prompts:
             ContextTooLong: it cannot fit, said before any work is done.
         """
         _check_length(len(text), context_tokens)
-        ids = await self._run(len(text), lambda: self.tokenizer.encode(text, add_special_tokens))
+        ids = await self._run(
+            len(text), lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        )
         return Prompt(_not_empty(ids, "prompt"), text)
 
     def from_ids(self, ids: Sequence[int], vocab_size: int) -> Prompt:
@@ -95,8 +97,11 @@ class Prompts:
             )
         chars = sum(len(message["content"]) for message in messages)
         _check_length(chars, context_tokens)
-        work = chars + 32 * len(messages)
-        ids = await self._run(work, lambda: template.render(messages, add_generation_prompt, **variables))
+
+        def render() -> list[int]:
+            return template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+        ids = await self._run(chars + 32 * len(messages), render)
         return Prompt(_not_empty(ids, "messages"))
 
     async def _run(self, work_chars: int, call: Callable[[], T]) -> T:

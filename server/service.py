@@ -6,8 +6,8 @@ Knows which phase the server is in and starts and stops the engine with it; does
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import logging
 import time
 from enum import Enum, unique
 
@@ -19,7 +19,7 @@ from server.metrics import Metrics
 from server.prompts import Prompts, Template, Tokenizer
 from server.settings import ServerSettings
 
-logger = logging.getLogger("quire")
+STOP_TIMEOUT_S = 10.0
 
 
 @unique
@@ -88,7 +88,8 @@ class Service:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait({self._starting})
-        await self.client.stop()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.client.stop(), STOP_TIMEOUT_S)
         self.prompts.close()
 
     def why_not_ready(self) -> ApiError | None:

@@ -11,7 +11,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from engine.config import EngineOptions
@@ -51,7 +51,7 @@ class ServerSettings:
         engine: what the engine was told; its `model` is empty when `demo`.
     """
 
-    engine: EngineOptions = EngineOptions(model="")
+    engine: EngineOptions = field(default_factory=lambda: EngineOptions(model=""))
     demo: bool = True
     model_name: str = DEMO_NAME
     host: str = "127.0.0.1"

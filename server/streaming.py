@@ -1,4 +1,4 @@
-"""A running generation -> server-sent events on one connection; and the wait for a reply that is not streamed.
+"""A running generation -> server-sent events on one connection; and the wait for a whole reply.
 
 Knows ASGI messages, disconnects and keep-alives; does not know what is inside a chunk. Frames go straight to
 ASGI `send`: a token costs this file one loop turn. A caller who goes away is noticed at once, before the

@@ -48,8 +48,9 @@ class Auth:
         if len(sent) != 1 or sent[0][:7].lower() != b"bearer ":
             return False
         digest = _digest(sent[0][7:].strip())
-        # A list, not a generator: every key is compared whatever the first ones say.
-        return any([hmac.compare_digest(digest, known) for known in self._digests])
+        # All are compared, whatever the first ones say: `any` over a generator would stop early.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return True in matches
 
 
 def _digest(key: bytes) -> bytes:

@@ -7,6 +7,7 @@ inside, only ids of our own making are used.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -52,8 +53,15 @@ class RequestLog:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
+        self._metrics.active_requests += 1
         try:
             await self.app(scope, receive, tagging_send)
+        except asyncio.CancelledError:
+            # The server is being forced down; the reply said so already, if it had begun.
+            if status == 0:
+                await ApiError(503, "The server shut down.", code="shutting_down").response()(
+                    scope, receive, tagging_send
+                )
         except Exception:
             logger.exception("request %s broke the server's own code", request_id)
             if status == 0:
@@ -62,6 +70,7 @@ class RequestLog:
                 )
                 await error.response()(scope, receive, tagging_send)
         finally:
+            self._metrics.active_requests -= 1
             self._note(scope, status, time.monotonic() - started_s, request_id)
 
     def _note(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
@@ -83,5 +92,5 @@ class RequestLog:
 def _request_id(scope: Scope) -> str:
     sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
     if len(sent) == 1 and _SAFE_ID.fullmatch(sent[0]):
-        return sent[0].decode("ascii")
+        return str(sent[0], "ascii")
     return "req-" + secrets.token_hex(8)

@@ -19,7 +19,11 @@ MAX_TEMPLATE_KWARGS = 16
 
 # What the template gets from us; a request may not put something else in its place.
 _RESERVED_KWARGS = frozenset(
-    ["messages", "tools", "documents", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template", "conversation", "tokenizer", "return_dict", "return_tensors", "bos_token", "eos_token", "pad_token", "unk_token"]
+    {
+        *("messages", "tools", "documents", "conversation", "tokenize", "tokenizer", "chat_template"),
+        *("add_generation_prompt", "continue_final_message", "return_dict", "return_tensors"),
+        *("bos_token", "eos_token", "pad_token", "unk_token"),
+    }
 )
 _KWARG_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _KWARG_TEXT = re.compile(r"[A-Za-z0-9 _.-]{0,64}")

@@ -1,4 +1,4 @@
-"""What the two generation APIs share: strict fields, sampling parameters, refusals, the way to SamplingParams.
+"""What both generation APIs share: strict fields, sampling parameters, refusals, the way to SamplingParams.
 
 Knows field names, types and limits; does not know prompts, routes or replies. Types are strict (true is
 not 1, "3" is not 3); null always means the default; unknown fields are taken and reported, because SDKs
@@ -179,9 +179,10 @@ class GenerationRequest(WireModel):
     @property
     def usage_in_stream(self) -> tuple[bool, bool]:
         """(a usage chunk at the end, usage in every chunk)."""
-        options = self.stream_options or StreamOptions()
-        last = bool(options.include_usage)
-        return last, last and bool(options.continuous_usage_stats)
+        if self.stream_options is None:
+            return False, False
+        last = bool(self.stream_options.include_usage)
+        return last, last and bool(self.stream_options.continuous_usage_stats)
 
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)

@@ -1,4 +1,4 @@
-"""What the two generation APIs answer, for the API's description. Replies themselves are written by render.py."""
+"""What the two generation APIs answer, for the API's description; render.py writes the replies."""
 
 from __future__ import annotations
 

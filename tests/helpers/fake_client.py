@@ -48,11 +48,11 @@ class FakeTokenizer:
 
     vocab_size = VOCAB_SIZE
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return b"".join(self.token_bytes(token_id) for token_id in ids).decode("utf-8", "replace")
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return b"".join(self.token_bytes(token_id) for token_id in token_ids).decode("utf-8", "replace")
 
     def token_text(self, token_id: int) -> str:
         return self.token_bytes(token_id).decode("utf-8", "replace")
@@ -65,7 +65,7 @@ class FakeTemplate:
     """<role> text <end> for each message."""
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **kwargs: Any
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
     ) -> list[int]:
         ids: list[int] = []
         for message in messages:
@@ -151,8 +151,8 @@ class FakeClient:
         wanted = len(prompt_ids) + (params.max_tokens or 1)
         if wanted > self._info.max_model_len:
             raise ContextTooLong(
-                f"The prompt has {len(prompt_ids)} tokens and max_tokens is {params.max_tokens}; together that is "
-                f"more than the context of {self._info.max_model_len} tokens.",
+                f"The prompt has {len(prompt_ids)} tokens and max_tokens is {params.max_tokens}; together "
+                f"that is more than the context of {self._info.max_model_len} tokens.",
                 "max_tokens",
             )
         if wanted > self._info.largest_request_tokens:

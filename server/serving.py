@@ -1,0 +1,77 @@
+"""`quire serve`, put together: model folder, tokenizer, engine process, app, server.
+
+The composition root of the API process. Knows which concrete classes are used; nothing else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import logging.config
+import socket
+from dataclasses import replace
+
+import uvloop
+
+from engine import builtin
+from engine.client import ProcessClient
+from engine.text.chat import ChatTemplate
+from engine.text.tokenizer import Tokenizer
+from server import report
+from server.app import create_app
+from server.run import Server
+from server.settings import ServerSettings
+
+
+def serve(settings: ServerSettings, sock: socket.socket) -> int:
+    """Serves until told to stop; returns the exit code.
+
+    Raises:
+        ConfigError: the model or the machine cannot do what was asked.
+    """
+    configure_logging(settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, sock))
+
+
+async def _serve(settings: ServerSettings, sock: socket.socket) -> int:
+    options = settings.engine
+    if settings.demo:
+        options = replace(options, model=str(builtin.path()))
+    progress = report.LoadProgress()
+    tokenizer = Tokenizer.from_dir(options.model)
+    template = ChatTemplate.from_dir(options.model, tokenizer)
+    client = ProcessClient(options, tokenizer, on_progress=progress)
+    app = create_app(client, settings, tokenizer, template)
+    server = Server(app, settings)
+    show = report.printer(settings, url(settings.host, sock), lambda: client.info)
+    try:
+        return await server.run_until_stopped(sock, show)
+    finally:
+        progress.close()
+
+
+def url(host: str, sock: socket.socket) -> str:
+    """Where a person on this machine finds the server."""
+    port = sock.getsockname()[1]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(
+        host, f"[{host}]" if ":" in host else host
+    )
+    return f"http://{shown}:{port}"
+
+
+def configure_logging(level: str) -> None:
+    """One line per event, to stderr."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(message)s"}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+            "loggers": {
+                "quire": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
+                # Its notes on bad requests are a client's doing; ours say the same in the access log.
+                "uvicorn.error": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
+            },
+        }
+    )
