@@ -150,6 +150,7 @@ def _limited(value: Any) -> Any:
 
 def _limit_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Looks at string methods that can make much out of little, before they do."""
+    function = getattr(function, "__wrapped__", function)  # Jinja wraps str.format
     owner = getattr(function, "__self__", None)
     if not isinstance(owner, str):
         return

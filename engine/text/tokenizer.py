@@ -83,7 +83,7 @@ class Tokenizer:
         return token_id
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, control_tokens: bool = False
+        self, text: str, add_special_tokens: bool = True, *, control_tokens: bool = False
     ) -> list[int]:
         """Encodes text that somebody typed.
 

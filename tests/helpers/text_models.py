@@ -28,7 +28,8 @@ CONTROL = ["<|im_start|>", "<|im_end|>", "<|eot|>"]
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
-    "+ '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "+ '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 # Tools, reasoning kept apart by string operations on the content, as Qwen 3 does.
 REASONING = """{%- if tools %}
@@ -58,11 +59,13 @@ REASONING = """{%- if tools %}
         {%- if message.reasoning_content is string %}
             {%- set reasoning = message.reasoning_content %}
         {%- elif '</think>' in content %}
-            {%- set reasoning = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set reasoning = content.split('</think>')[0].rstrip('\\n') %}
+            {%- set reasoning = reasoning.split('<think>')[-1].lstrip('\\n') %}
             {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
         {%- endif %}
         {%- if loop.last %}
-            {{- '<|im_start|>assistant\\n<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' + content }}
+            {{- '<|im_start|>assistant\\n<think>\\n' }}
+            {{- reasoning.strip('\\n') + '\\n</think>\\n\\n' + content }}
         {%- else %}
             {{- '<|im_start|>assistant\\n' + content }}
         {%- endif %}
