@@ -1,7 +1,8 @@
 """Builds the native CPU library, where there is a C++ compiler; everything else is in pyproject.toml.
 
 The library is an extension only in how it is built and shipped: it has a plain C interface and is loaded with
-ctypes (kernels/native/library.py). It is optional: without a compiler the install succeeds and torch does the work.
+ctypes (kernels/native/library.py). It is optional: without a compiler the install succeeds, and torch does
+the work.
 """
 
 import platform

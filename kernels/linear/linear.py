@@ -1,26 +1,119 @@
-"""Linear layers over a weight packed once, at load time."""
+"""Linear layers over a weight packed once, when it is loaded.
+
+Three ways, chosen per weight by `pack_linear`:
+- `native`: panels of 64 outputs for the CPU library (`kernels/native/linear.h`), any dtype.
+- `onednn`: torch's own packed format. Without the library, and for bf16 on processors with AMX, which the
+  library does not use.
+- `plain`: the weight as it came. CUDA, and whatever the others do not take.
+
+fp16 is never multiplied in fp16 on a CPU, where that is ten times slower than fp32: the library widens on the
+fly; without it the weight is packed as fp32.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.native.library import DTYPE_CODE, library
+
+_PANEL = 64
 
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
-    """A weight in the order its backend likes, and its bias."""
+    """A weight in the order its backend likes, and its bias.
 
-    weight_OI: Tensor
+    Attributes:
+        weight: the packed elements; only this module knows their order.
+        outputs: how many outputs there are without padding.
+    """
+
+    kind: Literal["native", "onednn", "plain"]
+    weight: Tensor
     bias_O: Tensor | None
+    outputs: int
 
 
 def pack_linear(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
-    """Packs a weight; the caller gives it up."""
-    return PackedLinear(weight_OI, bias_O)
+    """Packs a weight. On a CPU the result is a copy: the caller may keep the original or drop it."""
+    kind = _kind(weight_OI)
+    outputs = weight_OI.shape[0]
+    if kind == "native":
+        return PackedLinear(kind, _pack_native(weight_OI.contiguous()), bias_O, outputs)
+    if kind == "onednn":
+        wide = weight_OI.float() if weight_OI.dtype == torch.float16 else weight_OI
+        bias_O = bias_O.to(wide.dtype) if bias_O is not None else None
+        # The hint tunes the order for that many rows; any number of rows is right with it.
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(wide.contiguous(), 16)
+        return PackedLinear(kind, packed, bias_O, outputs)
+    return PackedLinear(kind, weight_OI, bias_O, outputs)
 
 
 def linear(x_TI: Tensor, packed: PackedLinear) -> Tensor:
-    """Returns `x @ weight.T + bias`."""
-    return F.linear(x_TI, packed.weight_OI, packed.bias_O)
+    """Returns `x @ weight.T + bias`, `[T, O]`; sums in fp32 whatever the dtype."""
+    if packed.kind == "native":
+        return _linear_native(x_TI, packed)
+    if packed.kind == "onednn":
+        wide_TI = x_TI.to(packed.weight.dtype)
+        y_TO: Tensor = torch.ops.mkldnn._linear_pointwise(
+            wide_TI, packed.weight, packed.bias_O, "none", [], ""
+        )
+        return y_TO.to(x_TI.dtype)
+    return F.linear(x_TI, packed.weight, packed.bias_O)
+
+
+def packed_rows(packed: PackedLinear, id_T: Tensor) -> Tensor:
+    """Returns rows of a `native` or `plain` weight, `[T, I]`: an embedding look-up without a second copy."""
+    if packed.kind == "plain":
+        return packed.weight[id_T]
+    if packed.kind != "native":
+        raise ValueError("rows cannot be read back from oneDNN's format")
+    inputs, pair = packed.weight.shape[1], _interleave(packed.weight.dtype)
+    panel_BCPI = packed.weight.view(-1, inputs // pair, _PANEL, pair)
+    return panel_BCPI[id_T // _PANEL, :, id_T % _PANEL].reshape(-1, inputs)
+
+
+def _kind(weight_OI: Tensor) -> Literal["native", "onednn", "plain"]:
+    dtype = weight_OI.dtype
+    if weight_OI.is_cuda or dtype not in DTYPE_CODE or weight_OI.numel() == 0:
+        return "plain"
+    amx = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    if library() is not None and not amx and weight_OI.shape[1] % _interleave(dtype) == 0:
+        return "native"
+    return "onednn" if torch.backends.mkldnn.is_available() else "plain"
+
+
+def _interleave(dtype: torch.dtype) -> int:
+    return 2 if dtype == torch.bfloat16 else 1
+
+
+def _pack_native(weight_OI: Tensor) -> Tensor:
+    lib = library()
+    assert lib is not None
+    outputs, inputs = weight_OI.shape
+    packed = torch.empty((-(-outputs // _PANEL) * _PANEL, inputs), dtype=weight_OI.dtype)
+    code = DTYPE_CODE[weight_OI.dtype]
+    lib.quire_pack_linear(code, weight_OI.data_ptr(), packed.data_ptr(), outputs, inputs)
+    return packed
+
+
+def _linear_native(x_TI: Tensor, packed: PackedLinear) -> Tensor:
+    lib = library()
+    weight, bias_O = packed.weight, packed.bias_O
+    if lib is None or x_TI.dtype != weight.dtype or (bias_O is not None and bias_O.dtype != weight.dtype):
+        raise ValueError(f"{x_TI.dtype} input for a {weight.dtype} weight packed for the native library")
+    if x_TI.stride(1) != 1:
+        x_TI = x_TI.contiguous()
+    rows, inputs = x_TI.shape
+    y_TO = torch.empty((rows, packed.outputs), dtype=x_TI.dtype)
+    lib.quire_linear(
+        DTYPE_CODE[x_TI.dtype], x_TI.data_ptr(), weight.data_ptr(),
+        None if bias_O is None else bias_O.data_ptr(), y_TO.data_ptr(),
+        rows, inputs, packed.outputs, x_TI.stride(0),
+    )  # fmt: skip
+    return y_TO

@@ -4,9 +4,8 @@
 // kernel serves decode (one token) and prefill. A tile takes up to 48 rows. Where there are fewer tiles than work
 // for all threads (one long sequence), a tile's keys are split as well; the last part to finish merges the parts.
 #pragma once
-#include <stdlib.h>
-
 #include "attention_tile.h"
+#include "buffer.h"
 #include "parallel.h"
 
 namespace {
@@ -19,28 +18,11 @@ struct Item {
   int group;                    // index of its group's counter of finished parts
 };
 
-// Grow-only memory of the calling thread: nothing is allocated in a steady state.
-template <class T> struct Buffer {
-  T* data = nullptr;
-  int64_t capacity = 0, size = 0;
-  void reserve(int64_t n) {
-    if (n <= capacity) return;
-    capacity = n * 2;
-    data = (T*)realloc(data, capacity * sizeof(T));
-  }
-  void push(const T& value) {
-    reserve(size + 1);
-    data[size++] = value;
-  }
-  ~Buffer() { free(data); }
-};
-
 struct Plan {
   Buffer<Item> items;
   Buffer<float> partials;  // per row: D outputs, max, sum
   Buffer<int> done;        // per group: parts finished
   int64_t partial_rows = 0;
-  int next = 0;            // the next item to run, taken atomically
 };
 
 struct Rows {
@@ -81,7 +63,7 @@ void make_plan(Plan& plan, const AttentionArgs& a) {
   for (int seq = 0; seq < a.seqs; seq++)
     for_each_tile(a, seq, [&](int, int rows, int key, int end) { work += (int64_t)rows * (end - key) * a.kv_heads; });
   int64_t share = work / (threads * 4) + 1;
-  plan.items.size = plan.done.size = plan.partial_rows = plan.next = 0;
+  plan.items.size = plan.done.size = plan.partial_rows = 0;
   for (int seq = 0; seq < a.seqs; seq++)
     for (int head = 0; head < a.kv_heads; head++)
       for_each_tile(a, seq, [&](int row, int rows, int key, int end) {
@@ -205,18 +187,9 @@ template <class M> void run_item(Plan& plan, const AttentionArgs& a, const Item&
 template <class M> void attention_of(const AttentionArgs& a) {
   static thread_local Plan plan;
   make_plan(plan, a);
-  struct Context { Plan* plan; const AttentionArgs* args; } context = {&plan, &a};
-  int64_t workers = plan.items.size < quire_threads() ? plan.items.size : quire_threads();
-  auto work = [](const void* p, int) {
-    const Context& c = *(const Context*)p;
-    for (;;) {
-      int i = __atomic_fetch_add(&c.plan->next, 1, __ATOMIC_RELAXED);
-      if (i >= c.plan->items.size) return;
-      run_item<M>(*c.plan, *c.args, c.plan->items.data[i]);
-    }
-  };
-  if (workers > 1) run_workers((int)workers, work, &context);
-  else work(&context, 0);
+  // A lambda cannot name a thread_local of another thread, so it takes the address.
+  Plan* p = &plan;
+  for_each_item(plan.items.size, quire_threads(), [&, p](int64_t i) { run_item<M>(*p, a, p->items.data[i]); });
 }
 
 void paged_attention(int dtype, const AttentionArgs& args) {

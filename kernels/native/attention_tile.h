@@ -6,67 +6,16 @@
 // tiles of MR rows times NR vectors: a scalar (or bf16 pair) of the left side is broadcast, a vector of the right
 // side is loaded once for all MR rows. Decode and prefill differ only in how many rows there are.
 #pragma once
+#include "multiply.h"
 #include "ops.h"
-#include "simd.h"
 #include "write_kv.h"
 
 namespace {
 
 constexpr int kGranule = 16, kStepGranules = 4, kStep = kGranule * kStepGranules;
 constexpr int kMaxRows = 48, kMaxDim = 256;
-// Register tile: MR * NR accumulators, NR vectors of the right side and one of the left must fit the registers.
-constexpr int kMR = W == 16 ? 6 : 4, kNR = W == 16 ? 4 : 2;
 // Finite, so that a row without any key yet never computes inf - inf.
 constexpr float kNoMax = -1e30f, kMasked = -INFINITY;
-
-// ---- how an element type multiplies: Left is what the rows of Q and P are converted to
-
-struct MulF32 {
-  typedef float Stored;
-  typedef float Left;
-  static constexpr int I = 1;
-  struct Right { F32 v; };
-  static INLINE Right load_right(const Stored* p) { return {load(p)}; }
-  static INLINE Right load_first(const Stored* p) { return {load(p)}; }
-  static INLINE F32 fma(F32 acc, const Left* a, Right b) { return acc + a[0] * b.v; }
-};
-
-struct MulF16 {
-  typedef fp16 Stored;
-  typedef float Left;
-  static constexpr int I = 1;
-  struct Right { F32 v; };
-  static INLINE Right load_right(const Stored* p) { return {load(p)}; }
-  static INLINE Right load_first(const Stored* p) { return {load(p)}; }
-  static INLINE F32 fma(F32 acc, const Left* a, Right b) { return acc + a[0] * b.v; }
-};
-
-#if defined(__AVX512BF16__)
-struct MulBF16 {
-  typedef bf16 Stored;
-  typedef bf16 Left;
-  static constexpr int I = 2;
-  struct Right { U32 v; };
-  static INLINE Right load_right(const Stored* p) { return {load_as<U32>(p)}; }
-  static INLINE Right load_first(const Stored* p) { return {load_as<U32>(p) & 0xffff}; }
-  static INLINE F32 fma(F32 acc, const Left* a, Right b) {
-    return (F32)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(load_as<int>(a)), (__m512bh)b.v);
-  }
-};
-#else
-struct MulBF16 {
-  typedef bf16 Stored;
-  typedef float Left;
-  static constexpr int I = 2;
-  struct Right { F32 first, second; };
-  static INLINE Right load_right(const Stored* p) {
-    U32 pair = load_as<U32>(p);
-    return {(F32)(pair << 16), (F32)(pair & 0xffff0000)};
-  }
-  static INLINE Right load_first(const Stored* p) { return {(F32)(load_as<U32>(p) << 16), F32{}}; }
-  static INLINE F32 fma(F32 acc, const Left* a, Right b) { return acc + a[0] * b.first + a[1] * b.second; }
-};
-#endif
 
 // ---- the tile's state, on the stack of the thread that runs it
 
@@ -180,9 +129,6 @@ template <class M, int MR> INLINE void for_row_blocks(Tile<M>& tile, const Step<
 }
 
 // ---- softmax of one row of one step
-
-INLINE void store_left(float* p, F32 v) { store(p, v); }
-INLINE void store_left(bf16* p, F32 v) { store(p, v); }
 
 // Keys are counted from the step's first one. scale includes log2(e): the exponentials are powers of two.
 template <class M> void softmax_row(Tile<M>& tile, int row, int first_key, int columns, float scale, float softcap) {

@@ -2,7 +2,8 @@
 #pragma once
 #include "attention.h"
 #include "elementwise.h"
+#include "linear.h"
 #include "ops.h"
 #include "write_kv.h"
 
-#define QUIRE_OPS {paged_attention, write_kv, rms_norm, rotary, gate_mul}
+#define QUIRE_OPS {paged_attention, write_kv, rms_norm, rotary, gate_mul, linear, pack_linear}

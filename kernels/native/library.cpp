@@ -97,3 +97,13 @@ EXPORT void quire_gate_mul(int dtype, int activation, const void* gate_up_T2F, v
                            int64_t size) {
   ops().gate_mul(dtype, activation, gate_up_T2F, y_TF, rows, size);
 }
+
+// `packed` has room for round_up(outputs, 64) * inputs elements; inputs must be even for bf16.
+EXPORT void quire_pack_linear(int dtype, const void* weight_OI, void* packed, int64_t outputs, int64_t inputs) {
+  ops().pack_linear(dtype, weight_OI, packed, outputs, inputs);
+}
+
+EXPORT void quire_linear(int dtype, const void* x_TI, const void* packed, const void* bias_O, void* y_TO, int64_t rows,
+                         int64_t inputs, int64_t outputs, int64_t x_stride) {
+  ops().linear(dtype, {x_TI, packed, bias_O, y_TO, rows, inputs, outputs, x_stride});
+}

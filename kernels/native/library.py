@@ -28,6 +28,8 @@ _SIGNATURES = {
     "quire_rms_norm": "ipppp" + "lllll" + "ff",
     "quire_rotary": "ipppp" + "lllll" + "iii",
     "quire_gate_mul": "iippll",
+    "quire_pack_linear": "ippll",
+    "quire_linear": "ipppp" + "llll",
 }
 
 
@@ -40,7 +42,7 @@ class _State:
 
 
 def library() -> ctypes.CDLL | None:
-    """Returns the library, or None: then the caller uses torch. Loads it, with torch's threads, on first use."""
+    """Returns the library, or None: then the caller uses torch. Loaded on first use, with torch's threads."""
     if not _State.loaded:
         _State.library, _State.reason = _load()
         _State.loaded = True
@@ -88,9 +90,8 @@ def using(level: str | None = None, threads: int | None = None) -> Iterator[None
     try:
         if level == "torch":
             _State.library, _State.reason = None, "asked for"
-        elif level is not None:
-            if lib is None or lib.quire_set_level(_level_index(lib, level)) != 0:
-                raise ValueError(f"no instruction set {level!r} here: {levels()}")
+        elif level is not None and (lib is None or lib.quire_set_level(_level_index(lib, level)) != 0):
+            raise ValueError(f"no instruction set {level!r} here: {levels()}")
         if threads is not None and lib is not None:
             lib.quire_set_threads(threads)
         yield

@@ -18,6 +18,13 @@ struct AttentionArgs {
   float scale, softcap;
 };
 
+// y = x W^T + bias. `packed` is what pack_linear wrote for W; bias_O may be null.
+struct LinearArgs {
+  const void *x_TI, *packed, *bias_O;
+  void* y_TO;
+  int64_t rows, inputs, outputs, x_stride;
+};
+
 struct Ops {
   void (*paged_attention)(int dtype, const AttentionArgs& args);
   void (*write_kv)(int dtype, const void* k_TGD, const void* v_TGD, void* kv_N2GPD, const int64_t* slot_T,
@@ -29,6 +36,8 @@ struct Ops {
                  int64_t tokens, int64_t q_stride, int64_t q_head_stride, int64_t k_stride, int64_t k_head_stride,
                  int heads, int kv_heads, int rotary_dim);
   void (*gate_mul)(int dtype, int activation, const void* gate_up_T2F, void* y_TF, int64_t rows, int64_t size);
+  void (*linear)(int dtype, const LinearArgs& args);
+  void (*pack_linear)(int dtype, const void* weight_OI, void* packed, int64_t outputs, int64_t inputs);
 };
 
 extern const Ops ops_generic, ops_avx2, ops_avx512, ops_avx512_bf16;

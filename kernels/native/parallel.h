@@ -23,4 +23,21 @@ template <class F> void parallel_for(int64_t size, int64_t grain, const F& f) {
   }, &context);
 }
 
+// Calls f(item) for each item in [0, count), handed out one by one to threads as they become free: for items of
+// unequal cost, and for a thread that loses its core to another program.
+template <class F> void for_each_item(int64_t count, int64_t workers, const F& f) {
+  struct Context { const F* f; int64_t count; mutable int64_t next; } context = {&f, count, 0};
+  auto work = [](const void* p, int) {
+    const Context& c = *(const Context*)p;
+    for (;;) {
+      int64_t i = __atomic_fetch_add(&c.next, 1, __ATOMIC_RELAXED);
+      if (i >= c.count) return;
+      (*c.f)(i);
+    }
+  };
+  if (workers > count) workers = count;
+  if (workers > 1) run_workers((int)workers, work, &context);
+  else work(&context, 0);
+}
+
 }  // namespace

@@ -3,16 +3,12 @@
 // A slab holds the K (or V) of one block and one kv head. With I = 2 for bf16 and 1 for fp32 and fp16:
 //   K: [D / I][P][I]   one vector = W tokens, I neighbouring dims of each
 //   V: [P / I][D][I]   one vector = W dims, I neighbouring tokens of each
-// so both products of attention are "one scalar of the left side times one vector of the right", and a bf16 pair
-// fits one 32-bit lane, as AVX512-BF16's dot product wants it (and a shift or a mask splits it elsewhere).
+// so each is the right side of its product as multiply.h wants it: K is summed over dims, V over tokens.
 #pragma once
+#include "multiply.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace {
-
-template <class T> constexpr int kInterleave = 1;
-template <> constexpr int kInterleave<bf16> = 2;
 
 // T is only copied, so 16-bit types differ in I alone.
 template <class T, int I> INLINE void write_token(const T* k_D, const T* v_D, T* k_slab, T* v_slab, int offset,

@@ -18,11 +18,17 @@ from . import reference
 def is_native(kv_N2GPD: Tensor) -> bool:
     """Whether the native library owns this KV memory: else it is row-major, and torch reads and writes it."""
     block, dim = kv_N2GPD.shape[3:]
-    return block % 16 == 0 and dim % 8 == 0 and dim <= 256 and kv_N2GPD.dtype in DTYPE_CODE and library() is not None
+    return (
+        block % 16 == 0
+        and dim % 8 == 0
+        and dim <= 256
+        and kv_N2GPD.dtype in DTYPE_CODE
+        and library() is not None
+    )
 
 
 def gather(kv_N2GPD: Tensor, block_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns copies of K and V of some blocks, `[B, G, P, D]` each, whatever the layout. For tests and tools."""
+    """Returns copies of K and V of some blocks, `[B, G, P, D]` each, whatever the layout. For tests, tools."""
     k_BGPD, v_BGPD = kv_N2GPD[block_B].unbind(1)
     if is_native(kv_N2GPD) and kv_N2GPD.dtype == torch.bfloat16:
         b, g, p, d = k_BGPD.shape
@@ -47,9 +53,7 @@ def paged_attention(
     """See `kernels.api.paged_attention`; sums in fp32 whatever the dtype."""
     lib = library() if is_native(kv_N2GPD) else None
     if lib is None:
-        return reference.paged_attention(
-            q_THD, kv_N2GPD, batch, scale=scale, window=window, softcap=softcap
-        )
+        return reference.paged_attention(q_THD, kv_N2GPD, batch, scale=scale, window=window, softcap=softcap)
     _, _, kv_heads, block, dim = kv_N2GPD.shape
     tokens, heads, _ = q_THD.shape
     q_stride, q_head_stride, _ = q_THD.stride()
