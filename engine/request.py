@@ -136,7 +136,8 @@ class Request:
     @property
     def remaining(self) -> int:
         """Tokens still to be computed."""
-        return min(len(self.token_ids) + self.in_flight, self.compute_limit) - self.computed
+        known = len(self.token_ids) + self.in_flight
+        return (known if known < self.compute_limit else self.compute_limit) - self.computed
 
     @property
     def num_output(self) -> int:

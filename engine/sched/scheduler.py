@@ -197,7 +197,7 @@ class Scheduler:
             if remaining > 1:
                 longer.append(request)
             elif remaining == 1 and draft.budget.left and request.status is Status.RUNNING:
-                self._extend(request, draft)
+                self._extend(request, 1, draft)
         return longer
 
     def _plan_longer(self, requests: list[Request], draft: StepDraft) -> int:
@@ -205,7 +205,7 @@ class Scheduler:
         owed_blocks = 0
         for request in requests:
             if draft.budget.left and request.status is Status.RUNNING:
-                self._extend(request, draft)
+                self._extend(request, request.remaining, draft)
             if request.status is Status.RUNNING:
                 owed_blocks += self._owed(request)
         return owed_blocks
@@ -224,7 +224,7 @@ class Scheduler:
             except Exception:
                 self._fault(request)
                 continue
-            self._extend(request, draft)
+            self._extend(request, request.remaining, draft)
             owed_blocks += self._owed(request)
 
     def _has_room(self, request: Request, hit: PrefixHit, budget_tokens: int, owed_blocks: int) -> bool:
@@ -251,9 +251,10 @@ class Scheduler:
         insort(self.running, request, key=_age)
         self._count_admission(request, hit)
 
-    def _extend(self, request: Request, draft: StepDraft) -> None:
-        """Plans as much of a running request as the budget allows, preempting others where blocks lack."""
-        granted = draft.budget.grant(request.remaining)
+    def _extend(self, request: Request, wanted: int, draft: StepDraft) -> None:
+        """Plans `wanted` tokens of a running request, or as many as the budget allows, preempting others
+        where blocks lack."""
+        granted = draft.budget.grant(wanted)
         try:
             new_block_ids = self._reserve(request, request.computed + granted, draft)
             if new_block_ids is None:

@@ -1,0 +1,127 @@
+"""The engine's own cost per step: schedule, update and outputs, with an executor that does nothing.
+
+What is measured is what the device must wait for, or hide: a step of R running requests that each decode
+one token. Prompts are computed before the clock starts. A snapshot is taken after each step, as the server
+does.
+
+    python -m benchmarks.step_overhead [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from typing import NamedTuple
+
+from benchmarks.machine import commit
+from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from engine.core import EngineCore
+from engine.plan import StepPlan, StepResult
+from engine.types import SamplingParams
+
+BLOCK_SIZE = 64
+PROMPT_TOKENS = 512
+GOALS_MS = {1: 0.2, 16: 0.5, 256: 3.0}
+WARM_UP_STEPS = 20
+
+
+class _Done(NamedTuple):
+    token_ids: list[int]
+
+    def result(self) -> StepResult:
+        return StepResult(self.token_ids)
+
+
+class NullExecutor:
+    """Every sequence that samples draws token 7."""
+
+    def forward(self, plan: StepPlan) -> None:
+        self._drawn = [7] * sum(sequence.samples for sequence in plan.sequences)
+
+    def sample(self, plan: StepPlan) -> _Done:
+        return _Done(self._drawn)
+
+
+class _Figures(NamedTuple):
+    running: int
+    steps_ahead: int
+    median_ms: float
+    p99_ms: float
+    snapshot_ms: float
+    goal_ms: float | None
+
+
+def _make_core(running: int, steps: int, steps_ahead: int) -> EngineCore:
+    blocks = running * -(-(PROMPT_TOKENS + steps + WARM_UP_STEPS + 8) // BLOCK_SIZE) + 1 + running
+    config = EngineConfig(
+        model=ModelConfig("", "null", "float32", "cpu", 1 << 20, 1000, (1,), 0),
+        cache=CacheConfig(BLOCK_SIZE, blocks, 1, prefix_caching=True),
+        scheduler=SchedulerConfig(running, 1 << 20, running, steps_ahead),
+    )
+    core = EngineCore(config, NullExecutor())
+    params = SamplingParams(max_tokens=steps + WARM_UP_STEPS + 4, stop_token_ids=(3,))
+    for i in range(running):
+        core.add(f"request-{i}", [i + 2, *range(2, PROMPT_TOKENS + 1)], params)
+    return core
+
+
+def measure(running: int, steps: int, steps_ahead: int) -> _Figures:
+    """Times `steps` steps of `running` decoding requests."""
+    core = _make_core(running, steps, steps_ahead)
+    for _ in range(WARM_UP_STEPS):
+        core.step()
+    assert len(core.scheduler.running) == running
+    step_s, snapshot_s = [], []
+    gc.collect()
+    gc.freeze()
+    for _ in range(steps):
+        before = time.perf_counter()
+        outputs = core.step()
+        between = time.perf_counter()
+        core.snapshot()
+        snapshot_s.append(time.perf_counter() - between)
+        step_s.append(between - before)
+        assert len(outputs) == running
+    gc.unfreeze()
+    return _Figures(
+        running,
+        steps_ahead,
+        statistics.median(step_s) * 1e3,
+        statistics.quantiles(step_s, n=100)[-1] * 1e3,
+        statistics.median(snapshot_s) * 1e3,
+        GOALS_MS.get(running),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--running", type=int, nargs="*", default=list(GOALS_MS), help="decoding requests")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    figures = [measure(n, options.steps, ahead) for ahead in (1, 2) for n in options.running]
+    print(f"{'running':>8} {'ahead':>6} {'median ms':>10} {'p99 ms':>8} {'snapshot ms':>12} {'goal ms':>8}")
+    for f in figures:
+        print(
+            f"{f.running:>8} {f.steps_ahead:>6} {f.median_ms:>10.3f} {f.p99_ms:>8.3f} "
+            f"{f.snapshot_ms:>12.4f} {f.goal_ms if f.goal_ms is not None else '-':>8}"
+        )
+    if options.json:
+        record = {
+            "benchmark": "step_overhead",
+            "machine": {"commit": commit(), "cores": os.cpu_count(), "python": platform.python_version()},
+            "settings": {"block_size": BLOCK_SIZE, "prompt_tokens": PROMPT_TOKENS, "steps": options.steps},
+            "results": [f._asdict() for f in figures],
+        }
+        with open(options.json, "w") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Hypothesis drives an EngineCore with a fake executor: arrivals, aborts and faults at any moment."""
+
+from __future__ import annotations
+
+from itertools import islice, product
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.core import EngineCore
+from engine.errors import NeverFits
+from engine.request import Request
+from engine.types import SamplingParams
+from tests.helpers.fake_executor import FakeExecutor, make_config
+from tests.property.choices import Choice
+from tests.property.runs import steps_taken
+
+MAX_LIVE = 8
+MAX_MODEL_LEN = 40
+PROMPTS = [list(prompt) for length in range(1, 15) for prompt in islice(product((2, 3), repeat=length), 6)]
+STOPS = (5, 15, 25, 35, 45)
+picks = st.integers(0, 59)
+params = st.builds(
+    SamplingParams,
+    n=st.sampled_from([1, 1, 1, 2, 3]),
+    seed=st.integers(0, 2),
+    max_tokens=st.sampled_from([None, 0, 1, 2, 5, 8, 12, 16]),
+    stop_token_ids=st.sampled_from([(), (), STOPS]),
+    ignore_eos=st.booleans(),
+    prompt_logprobs=st.sampled_from([None, None, None, 1]),
+    logprobs=st.sampled_from([None, 0]),
+)
+configs = st.fixed_dictionaries(
+    {
+        "block_size": st.integers(1, 8),
+        "pool_tokens": st.integers(12, 48),
+        "max_num_seqs": st.integers(1, 6),
+        "max_num_batched_tokens": st.integers(1, 24),
+        "steps_ahead": st.integers(1, 2),
+        "prefix_caching": st.sampled_from([True, True, False]),
+    }
+)
+
+
+class InjectedFault(Exception):
+    """Raised on purpose inside the engine's handling of one request."""
+
+
+class DeviceFault(Exception):
+    """Raised on purpose by the executor."""
+
+
+class SchedMachine(RuleBasedStateMachine):
+    """Every choice ends once, with the right text, and all blocks come back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choices: dict[tuple[str, int], Choice] = {}
+        self.arrivals = 0
+        self.make({"block_size": 1, "pool_tokens": 8})
+
+    @initialize(options=configs)
+    def make(self, options: dict[str, Any]) -> None:
+        num_blocks = 1 + -(-options.pop("pool_tokens") // options["block_size"])
+        config = make_config(max_model_len=MAX_MODEL_LEN, num_blocks=num_blocks, **options)
+        self.executor = FakeExecutor(config)
+        self.core = EngineCore(config, self.executor)
+        self.max_num_seqs = config.scheduler.max_num_seqs
+
+    # ---- rules
+
+    @precondition(lambda self: len(self.live()) < MAX_LIVE)
+    @rule(prompt=st.sampled_from(PROMPTS), params=params)
+    def add(self, prompt: list[int], params: SamplingParams) -> None:
+        request_id = f"r{self.arrivals}"
+        self.arrivals += 1
+        room = min(MAX_MODEL_LEN, self.core.kv.capacity_tokens) - len(prompt)
+        max_output = room if params.max_tokens is None else params.max_tokens
+        if params.n > self.max_num_seqs:
+            return
+        try:
+            self.core.add(request_id, prompt, params)
+        except NeverFits:
+            assert max_output > room or room < 1, "refused though it fits"
+            return
+        group = [Choice(prompt, params, index, max_output) for index in range(params.n)]
+        for choice in group:
+            choice.group = group
+            self.choices[request_id, choice.index] = choice
+
+    @precondition(lambda self: self.core.has_work)
+    @rule(count=st.integers(1, 8))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.one_step()
+
+    @precondition(lambda self: self.live())
+    @rule(pick=picks, whole=st.booleans())
+    def abort(self, pick: int, whole: bool) -> None:
+        request_id, index = self.live()[pick % len(self.live())]
+        for choice in self.choices[request_id, index].group if whole else [self.choices[request_id, index]]:
+            choice.aborted = True
+        self.core.abort(request_id, None if whole else index)
+        ended = [r for r in self.requests() if r.request_id == request_id and (whole or r.index == index)]
+        assert not ended, "an aborted choice lives on"
+
+    @precondition(lambda self: self.requests())
+    @rule(kind=st.integers(0, 7), pick=picks)
+    def disturb(self, kind: int, pick: int) -> None:
+        """One of the rare things, now and then."""
+        target = self.requests()[pick % len(self.requests())]
+        if kind == 0:
+            self.break_logits(target, ahead=pick % 4)
+        elif kind == 1:
+            self.break_planning(target)
+        elif kind == 2:
+            self.break_device(late=pick % 2 == 0)
+        elif kind == 3:
+            self.core.reset_prefix_cache()
+        elif kind == 4:
+            self.drain()
+
+    def break_logits(self, target: Request, ahead: int) -> None:
+        """Some token to come will not be finite."""
+        self.executor.broken.add((target.seed, target.known + ahead))
+
+    def break_planning(self, target: Request) -> None:
+        """The next look at one request's blocks raises."""
+        for choice in self.choices[target.request_id, target.index].group:
+            choice.may_fail = True
+        reserve = self.core.kv.reserve
+
+        def faulty(request: Request, total_tokens: int) -> tuple[int, ...] | None:
+            if request is target:
+                raise InjectedFault
+            return reserve(request, total_tokens)
+
+        self.core.kv.reserve = faulty  # type: ignore[method-assign]
+        self.one_step()
+        del self.core.kv.reserve
+
+    def break_device(self, late: bool) -> None:
+        """The executor fails as a whole, at launch or when its result is read: nobody may be lost."""
+        if late:
+            self.executor.fail_next_result = DeviceFault()
+        else:
+            self.executor.fail_next = DeviceFault()
+        for _ in range(4):
+            try:
+                self.one_step()
+            except DeviceFault:
+                assert not self.core.scheduler.running
+                assert self.core.kv.pool.num_in_use == 0
+                return
+        self.executor.fail_next = self.executor.fail_next_result = None
+
+    def drain(self) -> None:
+        """Bounded progress: at worst requests run one after the other."""
+        live = [self.choices[key] for key in self.live()]
+        bound = 10 + sum(3 * (len(choice.prompt) + choice.max_output + 5) for choice in live)
+        taken = 0
+        while self.core.has_work:
+            taken += 1
+            assert taken <= bound, f"no end after {taken} steps: {self.requests()}"
+            self.one_step()
+        assert not self.live(), f"never ended: {self.live()}"
+        assert self.core.kv.pool.num_in_use == 0
+
+    # ---- invariants
+
+    @invariant()
+    def law_holds(self) -> None:
+        self.core.check()
+        snapshot = self.core.snapshot()
+        in_use, size = snapshot.blocks_in_use, self.core.kv.block_size
+        assert in_use + snapshot.blocks_cached + snapshot.blocks_free == snapshot.blocks_total
+        assert 0 <= snapshot.tokens_held <= in_use * size
+        assert snapshot.running <= self.max_num_seqs
+        assert snapshot.running + snapshot.waiting == len(self.requests())
+
+    def teardown(self) -> None:
+        self.drain()
+        self.law_holds()
+
+    # ---- what rules share
+
+    def live(self) -> list[tuple[str, int]]:
+        return [key for key, choice in self.choices.items() if not choice.ended and not choice.aborted]
+
+    def requests(self) -> list[Request]:
+        return list(self.core.scheduler._ledger.all_choices())
+
+    def one_step(self) -> None:
+        steps_taken[type(self).__name__] += 1
+        running = self.core.scheduler.running
+        oldest = running[0] if running else None
+        epoch = oldest.preemptions if oldest else 0
+        had_work, launched = self.core.has_work, self.executor.steps
+        in_flight = len(self.core._in_flight)
+        outputs = self.core.step()
+        for output in outputs:
+            self.choices[output.request_id, output.index].hear(output, self.executor.broken)
+        assert oldest is None or oldest.preemptions == epoch, "the oldest was preempted"
+        assert running == sorted(running, key=lambda request: request.order)
+        if had_work and in_flight == 0 and not outputs:
+            assert self.executor.steps > launched, "work, and nothing was done"
+        if self.core.scheduler.kv.pool.num_in_use:
+            self.core.check()
