@@ -5,6 +5,7 @@ The only file that knows the hub. It fetches configs, tokenizer files and safete
 
 from __future__ import annotations
 
+import os.path
 import re
 from pathlib import Path
 
@@ -27,12 +28,12 @@ def find_folder(model: str, *, weights: bool) -> Path:
     Raises:
         ModelError: there is no such folder, and the hub does not have it or cannot be reached.
     """
-    path = Path(model).expanduser()
-    if model and path.is_dir():
+    path = Path(model)
+    if model and os.path.isdir(path):
         return path
     if path.suffix == ".gguf":
         raise ModelError("GGUF files are not supported; use the original safetensors checkpoint.")
-    if path.exists():
+    if os.path.isfile(path):
         raise ModelError(f"{path.name} is a file; give the folder that holds config.json.")
     repository, _, revision = model.partition("@")
     if not HUB_ID.fullmatch(repository):

@@ -75,12 +75,16 @@ def _tied_head(embed_VE: Tensor) -> api.PackedLinear:
 def _read_slots(
     checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[Slot, Tensor, Tensor | None]]:
+    """Each slot with its weight and bias. They are not named here: a name would keep them alive."""
     with ExitStack() as stack:
         files = _Files(checkpoint, stack)
         for slot in checkpoint.slots:
-            weight = files.join(slot.parts, dtype, device)
-            bias = files.join(slot.bias_parts, dtype, device) if slot.bias_parts else None
-            yield slot, weight, bias
+            bias_parts = slot.bias_parts
+            yield (
+                slot,
+                files.join(slot.parts, dtype, device),
+                files.join(bias_parts, dtype, device) if bias_parts else None,
+            )
 
 
 class _Files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,18 @@ def test_table_layout() -> None:
     assert table[0].tolist() == [3.0, 3.0, 0.0, 0.0]
     angle = torch.tensor([2.0, 0.02])
     assert table[2].tolist() == pytest.approx([*(3 * angle.cos()).tolist(), *(3 * angle.sin()).tolist()])
+
+
+def test_a_packed_weight_can_be_freed_before_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        assert not any(ref() is not None for ref in alive)
+        alive.append(weakref.ref(weight))
+
+    monkeypatch.setattr("kernels.api.pack_linear", pack)
+    load(inspect(str(tmp_path)), dtype="float32", device="cpu", max_model_len=16)
+    assert len(alive) == 9

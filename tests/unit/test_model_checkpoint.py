@@ -206,7 +206,8 @@ def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
     assert "GGUF" in refusal(tmp_path / "weights.gguf")
     assert "is a file" in refusal(tmp_path / "model.safetensors")
     assert "no such folder" in refusal(tmp_path / "nothing")
-    assert "no such folder" in refusal("")
+    for name in ("", "\0", "~nobody/x/y", "x" * 5000 + "/"):
+        assert "no such folder" in refusal(name)
 
 
 def test_hub_downloads_the_config_before_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
