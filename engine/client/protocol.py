@@ -1,8 +1,4 @@
-"""How callers reach an engine: the EngineClient protocol and its two implementations.
-
-The server and its tests see this protocol only. It knows token ids in and text events out; it does not
-know HTTP.
-"""
+"""What callers may expect of an engine, wherever it runs. The server and its tests see this only."""
 
 from __future__ import annotations
 

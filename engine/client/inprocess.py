@@ -1,0 +1,117 @@
+"""An engine on a thread of this process: for tests and for programs that embed Quire.
+
+The same loop as in the engine process drives the core; outputs cross to the event loop in one call per step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from engine.client.requests import RequestTable
+from engine.errors import EngineDead
+from engine.process.loop import Add, Cancel, Core, EngineLoop, Quit
+from engine.text.detokenizer import DecodesTokens
+from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent, TokenOutput
+
+log = logging.getLogger(__name__)
+
+STOP_PATIENCE_S = 10.0
+
+
+class InProcessClient:
+    """An EngineClient around a core that the caller built.
+
+    Args:
+        core: owned by this client from `start` on; nobody else may touch it.
+        step_timeout_s: `health` complains about a step that runs longer.
+    """
+
+    restarts = 0
+
+    def __init__(
+        self, core: Core, info: EngineInfo, tokenizer: DecodesTokens, *, step_timeout_s: float = 120.0
+    ) -> None:
+        self._info = info
+        self._engine = EngineLoop(core, self._emit)
+        self._table = RequestTable(tokenizer, lambda wire_id, index: self._engine.put(Cancel(wire_id, index)))
+        self._step_timeout_s = step_timeout_s
+        self._snapshot = core.snapshot()
+        self._dead: str | None = "The engine is not started."
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    async def start(self) -> EngineInfo:
+        self._loop = asyncio.get_running_loop()
+        self._dead = None
+        self._thread.start()
+        return self._info
+
+    def _run(self) -> None:
+        reason = "The engine was stopped."
+        try:
+            self._engine.run()
+        except Exception:
+            log.exception("the engine failed")
+            reason = "The engine failed; see the log."
+        self._post(self._die, reason)
+
+    def _emit(self, outputs: list[TokenOutput], snapshot: EngineSnapshot | None) -> None:
+        self._post(self._receive, outputs, snapshot)
+
+    def _post(self, function: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            self._engine.put(Quit())  # the event loop is closed: nobody listens any more
+
+    def _receive(self, outputs: list[TokenOutput], snapshot: EngineSnapshot | None) -> None:
+        if snapshot is not None:
+            self._snapshot = snapshot
+        self._table.dispatch(outputs)
+
+    def _die(self, reason: str) -> None:
+        self._dead = reason
+        self._table.fail_all(reason)
+
+    def submit(
+        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncIterator[TokenEvent]:
+        if self._dead is not None:
+            raise EngineDead(self._dead)
+        stream = self._table.admit(self._info, request_id, prompt_ids, params)
+        self._engine.put(Add(stream.wire_id, list(prompt_ids), params))
+        return stream
+
+    def abort(self, request_id: str) -> None:
+        self._table.abort(request_id)
+
+    def snapshot(self) -> EngineSnapshot:
+        return self._snapshot
+
+    def health(self) -> str | None:
+        since = self._engine.busy_since
+        if self._dead is None and since and time.monotonic() - since > self._step_timeout_s:
+            return f"The engine has been in one step for more than {self._step_timeout_s:g} s."
+        return self._dead
+
+    def start_draining(self) -> None:
+        self._table.draining = True
+
+    async def drained(self) -> None:
+        await self._table.drained()
+
+    async def stop(self) -> None:
+        self.start_draining()
+        self._die("The engine was stopped.")
+        if self._thread.is_alive():
+            self._engine.put(Quit())
+            await asyncio.to_thread(self._thread.join, STOP_PATIENCE_S)

@@ -1,0 +1,200 @@
+"""The engine process: builds an engine, runs it, and reports over one socket until that closes.
+
+    main thread    owns the core: engine.process.loop
+    reader         frames from the server -> the loop's queue; the end of the stream ends the process
+    heartbeat      tells the server how far the loop is, also while a step runs
+
+It outlives neither its server nor its own errors: both end it within seconds, whatever the main thread does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from engine.config import EngineOptions
+from engine.errors import ConfigError
+from engine.process import frames
+from engine.process.loop import Add, Cancel, Core, EngineLoop, Quit
+from engine.types import EngineInfo, EngineSnapshot, TokenOutput
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_INTERVAL_S = 0.25
+PROGRESS_INTERVAL_S = 0.1
+# How long a step may go on after the server is gone.
+GRACE_S = 2.0
+_RECEIVE_BYTES = 1 << 18
+
+Build = Callable[[EngineOptions, Callable[[int, int], None]], tuple[Core, EngineInfo]]
+
+
+def main(descriptor: int) -> int:
+    """Runs the engine process on an inherited socket; returns the exit code."""
+    _prepare_process()
+    link = Link(socket.socket(fileno=descriptor))
+    try:
+        return _serve(link)
+    except ConnectionError:
+        return 0  # the server is gone; so are we
+    except Exception as error:
+        if not isinstance(error, ConfigError):
+            log.exception("the engine failed")
+        with contextlib.suppress(OSError):
+            link.send(frames.Failed(type(error).__name__, _message(error)))
+        return 1
+
+
+def _prepare_process() -> None:
+    """Ctrl-C and a service manager's SIGTERM reach the whole group, but the server decides when to drain and
+    end: it closes the socket, and may always kill. SIGUSR1 writes every thread's stack to stderr."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s engine %(message)s")
+
+
+def _serve(link: Link) -> int:
+    start = link.receive_start()
+    if start is None:
+        return 0
+    pulse = Pulse(link)
+    reader = Reader(link)
+    threading.Thread(target=pulse.run, name="heartbeat", daemon=True).start()
+    threading.Thread(target=reader.run, name="reader", daemon=True).start()
+    core, info = _factory(start.factory)(start.options, link.report_progress)
+    loop = EngineLoop(core, link.send_outputs)
+    pulse.loop = loop
+    reader.attach(loop)
+    link.send(frames.Ready(info))
+    loop.run()
+    return 0
+
+
+def _factory(name: str) -> Build:
+    module, _, function = name.partition(":")
+    build: Build = getattr(importlib.import_module(module), function)
+    return build
+
+
+def _message(error: Exception) -> str:
+    """A ConfigError speaks to the operator; of anything else only the kind is fit to be shown."""
+    return str(error) if isinstance(error, ConfigError) else "see the engine's log"
+
+
+class Link:
+    """The child's end of the socket. `send` may be called from any thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._lock = threading.Lock()
+        self._progress_s = 0.0
+        self._splitter: frames.Splitter[Any] = frames.Splitter(frames.to_engine)
+        self.early: list[Any] = []
+
+    def send(self, frame: frames.FromEngine) -> None:
+        data = frames.pack(frame)
+        with self._lock:
+            self._socket.sendall(data)
+
+    def send_outputs(self, outputs: list[TokenOutput], snapshot: EngineSnapshot | None) -> None:
+        self.send(frames.Outputs(outputs, snapshot))
+
+    def report_progress(self, done_bytes: int, total_bytes: int) -> None:
+        now = time.monotonic()
+        if done_bytes >= total_bytes or now - self._progress_s >= PROGRESS_INTERVAL_S:
+            self._progress_s = now
+            self.send(frames.Progress(done_bytes, total_bytes))
+
+    def receive(self) -> list[Any] | None:
+        """Waits for frames; None at the end of the stream."""
+        data = self._socket.recv(_RECEIVE_BYTES)
+        return self._splitter.feed(data) if data else None
+
+    def receive_start(self) -> frames.Start | None:
+        """The first frame says what to build. None if the server went away before it did."""
+        while (received := self.receive()) is not None:
+            if received:
+                start, *self.early = received
+                if not isinstance(start, frames.Start):
+                    raise frames.FrameError("the first frame is not Start")
+                return start
+        return None
+
+
+class Reader:
+    """Turns the server's frames into the loop's commands. Frames that come before the loop wait."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._loop: EngineLoop | None = None
+        self._waiting = list(link.early)
+        self._lock = threading.Lock()
+
+    def attach(self, loop: EngineLoop) -> None:
+        with self._lock:
+            self._loop = loop
+            for frame in self._waiting:
+                _apply(loop, frame)
+
+    def run(self) -> None:
+        try:
+            while (received := self._link.receive()) is not None:
+                for frame in received:
+                    self._take(frame)
+        except (OSError, frames.FrameError):
+            log.exception("the connection to the server broke")
+        self._end()
+
+    def _take(self, frame: Any) -> None:
+        with self._lock:
+            if self._loop is None:
+                self._waiting.append(frame)
+            else:
+                _apply(self._loop, frame)
+
+    def _end(self) -> None:
+        """Asks the loop to end and ends the process if it does not: it may be loading, or stuck."""
+        self._take(frames.Shutdown())
+        time.sleep(GRACE_S)
+        os._exit(1)
+
+
+def _apply(loop: EngineLoop, frame: Any) -> None:
+    if isinstance(frame, frames.Submit):
+        loop.put(Add(frame.request_id, frames.unpack_ids(frame.prompt_ids), frame.params))
+    elif isinstance(frame, frames.Abort):
+        loop.put(Cancel(frame.request_id, frame.index))
+    elif isinstance(frame, frames.Shutdown):
+        loop.put(Quit())
+
+
+class Pulse:
+    """Sends a heartbeat at fixed intervals, before there is a loop as well."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.loop: EngineLoop | None = None
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._link.send(self._beat())
+                time.sleep(HEARTBEAT_INTERVAL_S)
+
+    def _beat(self) -> frames.Heartbeat:
+        loop = self.loop
+        if loop is None:
+            return frames.Heartbeat(0, 0.0)
+        since = loop.busy_since
+        return frames.Heartbeat(loop.steps, time.monotonic() - since if since else 0.0)

@@ -1,0 +1,147 @@
+"""The server's side of an engine process: start it, talk to it, end it.
+
+Knows one child from start to end. Restarting and requests are the client's (engine.client). It lives on one
+asyncio loop and is not thread-safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+from engine.process import frames
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.02
+_STACK_DUMP_S = 0.3
+
+OnFrame = Callable[[frames.FromEngine], None]
+OnLost = Callable[[str], None]
+
+
+class EngineProcess(asyncio.Protocol):
+    """One child process and the socket to it.
+
+    Args:
+        on_frame: called with each frame the child sends.
+        on_lost: called once, when the socket closes or breaks, with what happened.
+    """
+
+    def __init__(self, on_frame: OnFrame, on_lost: OnLost) -> None:
+        self._on_frame = on_frame
+        self._on_lost: OnLost | None = on_lost
+        self._splitter: frames.Splitter[frames.FromEngine] = frames.Splitter(frames.from_engine)
+        self._transport: asyncio.Transport | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
+    async def start(self, start: frames.Start) -> None:
+        """Starts the child and tells it what to build; Ready or Failed arrive as frames."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            descriptor = theirs.fileno()
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "engine.process", str(descriptor)],
+                pass_fds=(descriptor,),
+                stdin=subprocess.DEVNULL,
+            )
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.create_unix_connection(lambda: self, sock=ours)
+        except BaseException:
+            ours.close()
+            self.kill()
+            raise
+        self.send(start)
+
+    def send(self, frame: frames.ToEngine) -> None:
+        """Sends at once, or buffers; to a child that is gone, does nothing."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frames.pack(frame))
+
+    async def end(self, patience_s: float) -> None:
+        """Asks the child to end, then kills it. It ignores SIGTERM: see engine.process.child."""
+        self._on_lost = None
+        self.send(frames.Shutdown())
+        if not await self._exits_within(patience_s):
+            log.warning("the engine did not end when asked; killing it")
+            self.kill()
+            await self._exits_within(patience_s + 5.0)
+        self._close()
+
+    def kill(self) -> None:
+        """Kills this child, and no other process: a child that was waited for has no pid any more."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.kill()
+
+    async def kill_with_stacks(self) -> None:
+        """Kills a child that hangs, after asking where: it writes its stacks to stderr if it still can."""
+        if self._child is not None and self._child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.send_signal(signal.SIGUSR1)
+            await asyncio.sleep(_STACK_DUMP_S)
+        self.kill()
+        await self._exits_within(5.0)
+        self._close()
+
+    async def exit_status(self, patience_s: float = 2.0) -> str:
+        """How the child ended, for people; kills it if it lingers."""
+        if not await self._exits_within(patience_s):
+            self.kill()
+            await self._exits_within(5.0)
+        self._close()
+        code = self._child.returncode if self._child is not None else None
+        if code is not None and code < 0:
+            return f"signal {signal.Signals(-code).name}"
+        return f"exit code {code}"
+
+    async def _exits_within(self, patience_s: float) -> bool:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience_s
+        while self._child is not None and self._child.poll() is None:
+            if loop.time() >= deadline:
+                return False
+            await asyncio.sleep(_POLL_S)
+        return True
+
+    def _close(self) -> None:
+        self._on_lost = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            received = self._splitter.feed(data)
+        except frames.FrameError as error:
+            self._lose(f"the engine sent a malformed frame ({error})")
+            return
+        for frame in received:
+            self._on_frame(frame)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose("the engine process closed its connection")
+
+    def _lose(self, reason: str) -> None:
+        on_lost, self._on_lost = self._on_lost, None
+        if on_lost is not None:
+            on_lost(reason)
+        if self._transport is not None:
+            self._transport.abort()

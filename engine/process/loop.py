@@ -1,0 +1,166 @@
+"""The thread that owns an engine core: commands in, outputs out, nothing else touches the core.
+
+Knows when to step, when to sleep and when to give up. Does not know processes or sockets: it reads commands
+from a queue and hands outputs to a function.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from engine.errors import QuireError
+from engine.types import EngineSnapshot, FinishReason, SamplingParams, TokenOutput
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT_INTERVAL_S = 0.2
+
+
+class Core(Protocol):
+    """The part of EngineCore that is driven here."""
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None: ...
+
+    def abort(self, request_id: str, index: int | None = None) -> None: ...
+
+    def fail(self, request_id: str | None, message: str) -> None: ...
+
+    def step(self) -> list[TokenOutput]: ...
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def snapshot(self) -> EngineSnapshot: ...
+
+
+class Add(NamedTuple):
+    request_id: str
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+
+
+class Cancel(NamedTuple):
+    request_id: str
+    choice: int | None = None
+
+
+class Quit(NamedTuple):
+    pass
+
+
+Command = Add | Cancel | Quit
+Emit = Callable[[list[TokenOutput], EngineSnapshot | None], None]
+
+
+class EngineLoop:
+    """Runs a core until told to quit. `put` may be called from any thread.
+
+    Attributes:
+        steps: steps finished; grows while the engine makes progress.
+        busy_since: monotonic time at which the present step began, 0.0 between steps.
+    """
+
+    def __init__(self, core: Core, emit: Emit) -> None:
+        self._core = core
+        self._emit = emit
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._refused: list[TokenOutput] = []
+        self._out_of_memory = 0
+        self._snapshot_s = 0.0
+        self.steps = 0
+        self.busy_since = 0.0
+
+    def put(self, command: Command) -> None:
+        self._inbox.put(command)
+
+    def run(self) -> None:
+        """Steps while there is work and waits, without spinning, while there is none.
+
+        Raises:
+            Exception: a step broke in a way that no single request is to blame for.
+        """
+        while self._take_commands():
+            outputs = self._step() if self._core.has_work else []
+            if self._refused:
+                outputs, self._refused = [*self._refused, *outputs], []
+            snapshot = self._due_snapshot()
+            if outputs or snapshot is not None:
+                self._emit(outputs, snapshot)
+
+    def _take_commands(self) -> bool:
+        """Applies what was asked; waits for it if there is nothing else to do. False on Quit."""
+        try:
+            if not self._core.has_work:
+                self._apply_or_quit(self._inbox.get())
+            while True:
+                self._apply_or_quit(self._inbox.get_nowait())
+        except queue.Empty:
+            return True
+        except _QuitAsked:
+            return False
+
+    def _apply_or_quit(self, command: Command) -> None:
+        if isinstance(command, Quit):
+            raise _QuitAsked
+        if isinstance(command, Cancel):
+            self._core.abort(command.request_id, command.choice)
+            return
+        try:
+            self._core.add(command.request_id, command.prompt_ids, command.params)
+        except QuireError as error:
+            self._refuse(command, str(error))
+        except Exception:
+            log.exception("a request could not be added")
+            self._refuse(command, "The engine could not take this request.")
+
+    def _refuse(self, command: Add, message: str) -> None:
+        """Every submitted choice ends in exactly one terminal output, also one that never began."""
+        self._refused += (
+            TokenOutput(command.request_id, index, None, FinishReason.ERROR, error=message)
+            for index in range(command.params.n)
+        )
+
+    def _step(self) -> list[TokenOutput]:
+        self.busy_since = time.monotonic()
+        try:
+            outputs = self._core.step()
+            self._out_of_memory = 0
+        except Exception as error:
+            outputs = self._survive(error)
+        self.busy_since = 0.0
+        self.steps += 1
+        return outputs
+
+    def _survive(self, error: Exception) -> list[TokenOutput]:
+        """Running out of memory need not be the end: the core is consistent, its requests are queued again.
+
+        The first time they are tried again, the second time failed; a third time nothing helps.
+        """
+        self._out_of_memory += 1
+        # torch's own is a RuntimeError, and this layer does not import torch.
+        name = type(error).__name__
+        if not (isinstance(error, MemoryError) or name == "OutOfMemoryError") or self._out_of_memory > 2:
+            raise error
+        log.error(
+            "a step ran out of memory (%s)",
+            "trying again" if self._out_of_memory == 1 else "failing requests",
+        )
+        if self._out_of_memory == 2:
+            self._core.fail(None, "The engine ran out of memory.")
+        return []
+
+    def _due_snapshot(self) -> EngineSnapshot | None:
+        """Every so often, and always before the loop goes to sleep, so that the last one is true."""
+        now = time.monotonic()
+        if self._core.has_work and now - self._snapshot_s < SNAPSHOT_INTERVAL_S:
+            return None
+        self._snapshot_s = now
+        return self._core.snapshot()
+
+
+class _QuitAsked(Exception):
+    """Leaves the command loop."""
