@@ -6,8 +6,6 @@ The composition root of the API process. Knows which concrete classes are used; 
 from __future__ import annotations
 
 import asyncio
-import logging
-import logging.config
 import socket
 from dataclasses import replace
 
@@ -19,6 +17,7 @@ from engine.text.chat import ChatTemplate
 from engine.text.tokenizer import Tokenizer
 from server import report
 from server.app import create_app
+from server.log import configure_logging
 from server.run import Server
 from server.settings import ServerSettings
 
@@ -58,20 +57,3 @@ def url(host: str, sock: socket.socket) -> str:
         host, f"[{host}]" if ":" in host else host
     )
     return f"http://{shown}:{port}"
-
-
-def configure_logging(level: str) -> None:
-    """One line per event, to stderr."""
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(message)s"}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-            "loggers": {
-                "quire": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
-                # Its notes on bad requests are a client's doing; ours say the same in the access log.
-                "uvicorn.error": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
-            },
-        }
-    )
