@@ -85,7 +85,8 @@ def _kind(weight_OI: Tensor) -> Literal["native", "onednn", "plain"]:
     amx = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
     if library() is not None and not amx and weight_OI.shape[1] % _interleave(dtype) == 0:
         return "native"
-    return "onednn" if torch.backends.mkldnn.is_available() else "plain"
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return "onednn" if onednn else "plain"
 
 
 def _interleave(dtype: torch.dtype) -> int:

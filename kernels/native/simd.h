@@ -163,8 +163,12 @@ INLINE F32 exp2_vec(F32 x) {
 INLINE F32 exp_vec(F32 x) { return exp2_vec(x * 1.44269504f); }
 
 INLINE F32 tanh_vec(F32 x) {
+  // Near 0, where 1 - 2 / (e^2x + 1) cancels, the Taylor series.
+  F32 square = x * x;
+  F32 series = x + x * square * (-0.33333333f + square * (0.13333333f + square * (-0.053968254f + square * 0.021869489f)));
   F32 clamped = x > 20.0f ? splat(20.0f) : x < -20.0f ? splat(-20.0f) : x;
-  return 1.0f - 2.0f / (exp_vec(2.0f * clamped) + 1.0f);
+  F32 far = 1.0f - 2.0f / (exp_vec(2.0f * clamped) + 1.0f);
+  return square < 0.0625f ? series : far;
 }
 
 }  // namespace

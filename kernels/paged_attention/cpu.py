@@ -28,7 +28,7 @@ def is_native(kv_N2GPD: Tensor) -> bool:
 
 
 def gather(kv_N2GPD: Tensor, block_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns copies of K and V of some blocks, `[B, G, P, D]` each, whatever the layout. For tests, tools."""
+    """Returns copies of K and V of some blocks, `[B, G, P, D]` each, whatever the layout. For tests."""
     k_BGPD, v_BGPD = kv_N2GPD[block_B].unbind(1)
     if is_native(kv_N2GPD) and kv_N2GPD.dtype == torch.bfloat16:
         b, g, p, d = k_BGPD.shape

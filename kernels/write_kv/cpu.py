@@ -20,6 +20,7 @@ def write_kv(k_TGD: Tensor, v_TGD: Tensor, kv_N2GPD: Tensor, slot_T: Tensor) -> 
     v_stride, v_head_stride, _ = v_TGD.stride()
     lib.quire_write_kv(
         DTYPE_CODE[kv_N2GPD.dtype], k_TGD.data_ptr(), v_TGD.data_ptr(), kv_N2GPD.data_ptr(),
-        slot_T.data_ptr(), slot_T.shape[0], k_stride, k_head_stride, v_stride, v_head_stride, kv_heads, block, dim,
+        slot_T.data_ptr(), slot_T.shape[0], k_stride, k_head_stride, v_stride, v_head_stride,
+        kv_heads, block, dim,
     )  # fmt: skip
     return None

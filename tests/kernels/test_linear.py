@@ -11,7 +11,7 @@ from kernels.native import library as native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LEVELS = [*native.levels(), "torch"]
-# rows, outputs, inputs: around the register tile, the panel of 64, the chunk of 96 rows, the piece of 512 inputs
+# Rows, outputs and inputs around the register tile, the panel of 64, the chunk of 96 rows, the piece of 512.
 SIZES = [(1, 64, 64), (7, 100, 130), (1, 1, 8), (97, 65, 72), (13, 200, 2050), (200, 130, 96)]
 
 
@@ -30,9 +30,9 @@ def test_linear_is_as_exact_as_torch(
     with native.using(level, threads=1 + rows % 2):
         got = linear(x_TI, pack_linear(weight_OI.clone(), bias_O))
     assert got.dtype == dtype and got.shape == exact.shape
-    # Half a unit in the last place is what rounding the exact result would cost.
+    # What rounding the exact result costs, and what fp32 sums of that many products may lose.
     rounding = (exact.to(dtype).double() - exact).abs().max()
-    assert (got.double() - exact).abs().max() <= 2 * torch.maximum(torch_error, rounding) + 1e-6 * inputs**0.5
+    assert (got.double() - exact).abs().max() <= 2 * torch.maximum(torch_error, rounding) + 1.2e-7 * inputs
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
