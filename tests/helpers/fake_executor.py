@@ -39,6 +39,7 @@ class Row:
     table: list[int]
     prompt: tuple[int, ...]
     computed: int | None = None  # None until the first sequence tells
+    finite: int = 0  # tokens up to the last finite draw, or before this row began
     last_token: int | None = None
 
 
@@ -88,7 +89,8 @@ class FakeExecutor:
         config: pool, limits and depth that plans must keep to.
 
     Attributes:
-        broken: (seed, position): a token drawn there comes out as -1, as from logits that are not finite.
+        broken: (seed, position): what is computed for a token drawn there is not finite: the token is -1,
+            and so is every token drawn by whoever reads those cells later.
         fail_next: raised by the next forward, once.
     """
 
@@ -98,6 +100,7 @@ class FakeExecutor:
         self.limits = config.scheduler
         self.eos = config.model.eos_token_ids
         self.cells: dict[int, list[Cell | None]] = {}
+        self.poisoned: set[tuple[int, int]] = set()  # (block, offset) whose content is not finite
         self.rows: dict[int, Row] = {}
         self.broken: set[tuple[int, int]] = set()
         self.fail_next: BaseException | None = None
@@ -171,8 +174,10 @@ class FakeExecutor:
         for block_id in fresh:  # poison: what was there before must never be read again
             ensure(0 < block_id < self.num_blocks, f"block {block_id} is not one of the pool's")
             self.cells[block_id] = [None] * self.block_size
+            self.poisoned -= {(block_id, offset) for offset in range(self.block_size)}
         for source, destination in plan.block_copies:
             self.cells[destination] = list(self.cells[source])
+            self.poisoned |= {(destination, offset) for b, offset in self.poisoned if b == source}
 
     def _append(self, plan: StepPlan) -> None:
         for sequence in plan.sequences:
@@ -181,6 +186,8 @@ class FakeExecutor:
     def _write(self, sequence: SequencePlan) -> None:
         row = self.rows[sequence.row]
         ensure(row.computed in (None, sequence.start), f"row {sequence.row}: a gap or a repeat in positions")
+        if row.computed is None:
+            row.finite = sequence.start
         token_ids = sequence.token_ids
         if not token_ids:
             ensure(row.last_token is not None and sequence.num_tokens == 1, "no token to compute")
@@ -188,10 +195,13 @@ class FakeExecutor:
         ensure(len(token_ids) == sequence.num_tokens, "tokens and their count differ")
         end = sequence.start + sequence.num_tokens
         ensure(end <= row.length, "tokens that do not exist yet")
+        limit = row.prompt_len + max((row.params.max_tokens or 1) - 1, 0)
+        ensure(row.params.max_tokens is None or end <= limit, "more is computed than was asked for")
         ensure(-(-end // self.block_size) == len(row.table), "the page table does not fit the tokens")
         for position, token_id in enumerate(token_ids, sequence.start):
-            offset = position % self.block_size
-            self.cells[row.table[position // self.block_size]][offset] = (position, token_id)
+            block_id, offset = self._place(row, position)
+            self.cells[block_id][offset] = (position, token_id)
+            self.poisoned.discard((block_id, offset))
         row.computed = end
         ensure(sequence.samples == (end == row.length and row.params.max_tokens != 0), "samples is wrong")
 
@@ -199,7 +209,8 @@ class FakeExecutor:
         """Attention: every token so far, through the page table."""
         seen = []
         for position in range(end):
-            cell = self.cells[row.table[position // self.block_size]][position % self.block_size]
+            block_id, offset = self._place(row, position)
+            cell = self.cells[block_id][offset]
             if cell is None or cell[0] != position:
                 raise PlanError(f"position {position} was not computed: found {cell}")
             seen.append(cell[1])
@@ -208,10 +219,18 @@ class FakeExecutor:
     def _draw(self, row: Row, seen: list[int]) -> int:
         too_short = row.length - row.prompt_len < row.params.min_tokens
         token_id = draw(row.seed, seen, stop_ids(row.params, self.eos) if too_short else ())
-        broken = (row.seed, len(seen)) in self.broken
         row.length += 1
         row.last_token = token_id
-        return -1 if broken else token_id
+        places = [self._place(row, position) for position in range(len(seen))]
+        if (row.seed, len(seen)) in self.broken:
+            self.poisoned.update(places[row.finite :])
+        if self.poisoned.intersection(places):
+            return -1
+        row.finite = len(seen)
+        return token_id
+
+    def _place(self, row: Row, position: int) -> tuple[int, int]:
+        return row.table[position // self.block_size], position % self.block_size
 
 
 class _FailingHandle(Handle):

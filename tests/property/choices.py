@@ -54,14 +54,19 @@ class Choice:
         elif output.finish_reason is FinishReason.ABORT:
             assert self.aborted and output.token_id is None
         elif output.finish_reason is FinishReason.ERROR:
-            seed = choice_seed(self.params.seed or 0, self.index)
-            broke = output.error == NOT_FINITE and (seed, len(self.prompt) + before) in broken
+            broke = output.error == NOT_FINITE and self._may_break(len(self.prompt) + before, broken)
             assert output.token_id is None
             assert broke or (self.may_fail and output.error == FAULT), f"failed without a fault: {output}"
         else:
             assert self.token_ids == self.expected.token_ids, "ended too early"
             assert output.finish_reason is self.expected.reason
             assert output.stop_reason == self.expected.stop_reason
+
+    def _may_break(self, position: int, broken: set[tuple[int, int]]) -> bool:
+        """A choice breaks by itself, or with the prompt that another of its group computed for it."""
+        seed = self.params.seed or 0
+        group = ((choice_seed(seed, choice.index), len(self.prompt)) for choice in self.group)
+        return (choice_seed(seed, self.index), position) in broken or any(pair in broken for pair in group)
 
     def _check_prompt_logprobs(self, output: TokenOutput) -> None:
         if output.prompt_logprobs is not None:

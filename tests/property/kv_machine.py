@@ -151,6 +151,17 @@ class KVMachine(RuleBasedStateMachine):
         self.naive.compute(follower, follower.computed, follower.prompt_len)
         follower.computed = follower.prompt_len
 
+    @precondition(lambda self: self.forked())
+    @rule(pick=picks)
+    def orphan(self, pick: int) -> None:
+        """All others that hold a follower's tail leave before it runs."""
+        steps_taken[type(self).__name__] += 1
+        follower = self.forked()[pick % len(self.forked())]
+        if (source := follower.copy_source) is not None:
+            for other in [r for r in self.live if r is not follower]:
+                if source in (*other.block_ids, other.copy_source):
+                    self.leave(other)
+
     @precondition(lambda self: self.live)
     @rule(pick=picks)
     def finish(self, pick: int) -> None:

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from engine.core import EngineCore
 from engine.errors import NeverFits
 from engine.request import Request
+from engine.sched.queue import FcfsQueue
 from engine.types import SamplingParams
 from tests.helpers.fake_executor import FakeExecutor, make_config
 from tests.property.choices import Choice
@@ -36,9 +37,10 @@ configs = st.fixed_dictionaries(
         "block_size": st.integers(1, 8),
         "pool_tokens": st.integers(12, 48),
         "max_num_seqs": st.integers(1, 6),
-        "max_num_batched_tokens": st.integers(1, 24),
+        "max_num_batched_tokens": st.sampled_from([1, 2, 3, 4, 6, 9, 24]),
         "steps_ahead": st.integers(1, 2),
         "prefix_caching": st.sampled_from([True, True, False]),
+        "lifo": st.sampled_from([False, False, True]),
     }
 )
 
@@ -51,6 +53,13 @@ class DeviceFault(Exception):
     """Raised on purpose by the executor."""
 
 
+class LifoQueue(FcfsQueue):
+    """Another order of admission: the scheduler must not depend on the usual one to be correct."""
+
+    def push(self, request: Request) -> None:
+        self.put_back(request)
+
+
 class SchedMachine(RuleBasedStateMachine):
     """Every choice ends once, with the right text, and all blocks come back."""
 
@@ -58,14 +67,17 @@ class SchedMachine(RuleBasedStateMachine):
         super().__init__()
         self.choices: dict[tuple[str, int], Choice] = {}
         self.arrivals = 0
-        self.make({"block_size": 1, "pool_tokens": 8})
+        self.make({"block_size": 1, "pool_tokens": 8, "lifo": False})
 
     @initialize(options=configs)
     def make(self, options: dict[str, Any]) -> None:
+        self.lifo = options.pop("lifo")
         num_blocks = 1 + -(-options.pop("pool_tokens") // options["block_size"])
         config = make_config(max_model_len=MAX_MODEL_LEN, num_blocks=num_blocks, **options)
         self.executor = FakeExecutor(config)
         self.core = EngineCore(config, self.executor)
+        if self.lifo:
+            self.core.scheduler.waiting = LifoQueue()
         self.max_num_seqs = config.scheduler.max_num_seqs
 
     # ---- rules
@@ -178,6 +190,8 @@ class SchedMachine(RuleBasedStateMachine):
         assert 0 <= snapshot.tokens_held <= in_use * size
         assert snapshot.running <= self.max_num_seqs
         assert snapshot.running + snapshot.waiting == len(self.requests())
+        waiting = [request.order for request in self.core.scheduler.waiting]
+        assert self.lifo or waiting == sorted(waiting), "somebody lost his place in the queue"
 
     def teardown(self) -> None:
         self.drain()

@@ -1,0 +1,421 @@
+"""Known bugs, planted one at a time: each must be caught, or the machines prove nothing.
+
+A mutation replaces one method by a copy with a mistake. The machines then run with few cases and must
+fail; without a mutation the same few cases must pass.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis.stateful import RuleBasedStateMachine
+
+from engine.core import EngineCore
+from engine.kv.block_pool import BlockPool
+from engine.kv.manager import KVManager
+from engine.kv.page_table import split_for_fork
+from engine.kv.prefix import PrefixCache
+from engine.request import BlockKey, Request, Status
+from engine.sched import scheduler as scheduler_module
+from engine.sched.budget import StepBudget
+from engine.sched.draft import Planned, StepDraft
+from engine.sched.scheduler import Scheduler
+from engine.types import FinishReason
+from tests.property.kv_machine import ConstantHashKVMachine, KVMachine, WeakHashKVMachine
+from tests.property.runs import run_machine
+from tests.property.sched_machine import SchedMachine
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+Machine = type[RuleBasedStateMachine]
+
+EXAMPLES = 150
+STEPS = 50
+mutations: list[Any] = []
+
+
+def caught_by(*machines: Machine) -> Callable[[Patch], Patch]:
+    """Registers a mutation with the machines of which each must catch it."""
+
+    def register(patch: Patch) -> Patch:
+        for machine in machines:
+            name = f"{patch.__name__}-{machine.__name__}"
+            mutations.append(pytest.param(patch, machine, id=name))
+        return patch
+
+    return register
+
+
+# ---- the block pool
+
+
+@caught_by(KVMachine, SchedMachine)
+def a_decref_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first block of a page table is not given back."""
+
+    def release(self: KVManager, request: Request) -> None:
+        for block_id in reversed(request.block_ids[1:]):
+            self.pool.drop(block_id)
+        request.block_ids, request.num_published = [], 0
+
+    monkeypatch.setattr(KVManager, "release", release)
+
+
+@caught_by(KVMachine, SchedMachine)
+def a_block_is_freed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = BlockPool.drop
+
+    def drop(self: BlockPool, block_id: int) -> None:
+        original(self, block_id)
+        if self.ref(block_id) == 0 and not self.is_kept(block_id) and block_id % 3 == 0:
+            self._free.append(block_id)
+
+    monkeypatch.setattr(BlockPool, "drop", drop)
+
+
+@caught_by(KVMachine)
+def the_lru_order_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most recently used idle block is evicted."""
+
+    def evict(self: BlockPool) -> int:
+        block_id, _ = self._idle.popitem(last=True)
+        self._kept[block_id] = 0
+        self.evictions += 1
+        self._on_evict(block_id)
+        return block_id
+
+    monkeypatch.setattr(BlockPool, "_evict", evict)
+
+
+@caught_by(KVMachine)
+def the_head_of_a_chain_is_evicted_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def release(self: KVManager, request: Request) -> None:
+        if request.copy_source is not None:
+            self.pool.drop(request.copy_source)
+            request.copy_source = None
+        for block_id in request.block_ids:
+            self.pool.drop(block_id)
+        request.block_ids, request.num_published = [], 0
+
+    monkeypatch.setattr(KVManager, "release", release)
+
+
+@caught_by(KVMachine, SchedMachine)
+def the_padding_block_is_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = BlockPool.__init__
+
+    def init(self: BlockPool, num_blocks: int, on_evict: Callable[[int], None]) -> None:
+        original(self, num_blocks, on_evict)
+        self._free[-1] = 0
+
+    monkeypatch.setattr(BlockPool, "__init__", init)
+
+
+@caught_by(KVMachine, SchedMachine)
+def an_evicted_block_stays_in_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PrefixCache, "forget", lambda self, block_id: None)
+
+
+# ---- the prefix cache
+
+
+@caught_by(KVMachine, SchedMachine)
+def the_hash_ignores_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are known by their own tokens alone, wherever they stand."""
+
+    def key(self: PrefixCache, request: Request, index: int) -> BlockKey:
+        content = self.content(request, index)
+        return BlockKey(self._digest(content), content, None)
+
+    def find(self: PrefixCache, request: Request, max_blocks: int) -> list[int]:
+        found = []
+        for index in range(max_blocks):
+            entry = self._entries.get(key(self, request, index).digest)
+            if entry is None:
+                break
+            found.append(entry.block_id)
+        return found
+
+    monkeypatch.setattr(PrefixCache, "_key", key)
+    monkeypatch.setattr(PrefixCache, "find", find)
+
+
+@caught_by(WeakHashKVMachine, ConstantHashKVMachine)
+def a_hash_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.kv.prefix.same_content", lambda one, other: True)
+
+
+@caught_by(WeakHashKVMachine)
+def only_a_blocks_own_tokens_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.kv.prefix.same_content", lambda one, other: one.content == other.content)
+
+
+@caught_by(KVMachine)
+def the_salt_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def content(self: PrefixCache, request: Request, index: int) -> bytes:
+        start = index * self._block_size
+        return array("I", request.token_ids[start : start + self._block_size]).tobytes()
+
+    monkeypatch.setattr(PrefixCache, "content", content)
+
+
+@caught_by(KVMachine, SchedMachine)
+def a_hit_takes_a_partial_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rounding goes up: the last token is not left to compute."""
+    original = KVManager.match
+
+    def match(self: KVManager, request: Request) -> Any:
+        hit = original(self, request)
+        found = self.prefix.find(request, len(request.token_ids) // self.block_size)
+        idle = sum(map(self.pool.is_idle, found))
+        return hit._replace(
+            block_ids=tuple(found), tokens=len(found) * self.block_size, idle_blocks=idle
+        ) if self.reads_prefix(request) else hit  # fmt: skip
+
+    monkeypatch.setattr(KVManager, "match", match)
+
+
+@caught_by(KVMachine)
+def a_block_is_published_before_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def commit(self: KVManager, request: Request) -> None:
+        for index in range(request.num_published, len(request.block_ids)):
+            if self.prefix.publish(request, index):
+                self.pool.keep(request.block_ids[index])
+        request.num_published = len(request.block_ids)
+
+    monkeypatch.setattr(KVManager, "commit", commit)
+
+
+@caught_by(SchedMachine)
+def a_published_block_is_misfiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block enters the cache under the content of the one after it."""
+    original = PrefixCache.publish
+
+    def publish(self: PrefixCache, request: Request, index: int) -> bool:
+        full_blocks = len(request.token_ids) // self._block_size
+        return original(
+            self, request, index + 1 if index + 1 < min(full_blocks, len(request.block_ids)) else index
+        )
+
+    monkeypatch.setattr(PrefixCache, "publish", publish)
+
+
+# ---- forks
+
+
+@caught_by(KVMachine, SchedMachine)
+def a_fork_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def take_copy(self: KVManager, request: Request) -> None:
+        if request.copy_source is not None:
+            self.pool.drop(request.copy_source)
+            request.copy_source = None
+
+    monkeypatch.setattr(KVManager, "take_copy", take_copy)
+
+
+@caught_by(KVMachine, SchedMachine)
+def a_fork_shares_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leader and follower write to the same block."""
+
+    def fork(self: KVManager, leader: Request, follower: Request) -> None:
+        follower.block_ids = list(leader.block_ids[: -(-leader.prompt_len // self.block_size)])
+        for block_id in follower.block_ids:
+            self.pool.share(block_id)
+        follower.computed = leader.prompt_len - 1
+
+    monkeypatch.setattr(KVManager, "fork", fork)
+
+
+@caught_by(KVMachine, SchedMachine)
+def a_forks_source_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tail may be given to somebody else before it is copied."""
+
+    def fork(self: KVManager, leader: Request, follower: Request) -> None:
+        split = split_for_fork(leader.prompt_len, self.block_size)
+        follower.block_ids = leader.block_ids[: split.shared_blocks]
+        for block_id in follower.block_ids:
+            self.pool.share(block_id)
+        if split.copied_tokens:
+            follower.copy_source = leader.block_ids[split.shared_blocks]
+        follower.computed = leader.prompt_len - 1
+
+    monkeypatch.setattr(KVManager, "fork", fork)
+
+
+@caught_by(KVMachine)
+def an_inherited_tail_stays_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower writes into a block that others may find."""
+
+    def inherit(self: KVManager, request: Request) -> None:
+        assert request.copy_source is not None
+        request.block_ids.append(request.copy_source)
+        request.copy_source = None
+
+    monkeypatch.setattr(KVManager, "_inherit", inherit)
+
+
+# ---- the scheduler
+
+
+@caught_by(SchedMachine)
+def an_abort_in_prefill_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is gone, its blocks are not."""
+    original = Scheduler._vacate
+
+    def vacate(self: Scheduler, request: Request) -> None:
+        if 0 < request.computed < request.prompt_len:
+            request.block_ids, request.copy_source = [], None
+        original(self, request)
+
+    monkeypatch.setattr(Scheduler, "_vacate", vacate)
+
+
+@caught_by(SchedMachine)
+def the_rows_of_waiting_followers_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def vacate(self: Scheduler, request: Request) -> None:
+        self.kv.release(request)
+        if request.row >= 0:
+            self._free_rows.append(request.row)
+        request.row, request.started = -1, False
+
+    monkeypatch.setattr(Scheduler, "_vacate", vacate)
+
+
+@caught_by(SchedMachine)
+def the_budget_is_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def grant(self: StepBudget, wanted: int) -> int:
+        granted = min(wanted, self.left + 1)
+        self.left = max(self.left - granted, 0)
+        return granted
+
+    monkeypatch.setattr(StepBudget, "grant", grant)
+
+
+@caught_by(SchedMachine)
+def the_oldest_is_preempted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reserve(self: Scheduler, request: Request, total: int, draft: StepDraft) -> tuple[int, ...] | None:
+        while (new_block_ids := self.kv.reserve(request, total)) is None:
+            victim = self.running[0]
+            draft.remove(victim)
+            draft.preempted = True
+            self._preempt(victim)
+            if victim is request:
+                return None
+        return new_block_ids
+
+    monkeypatch.setattr(Scheduler, "_reserve", reserve)
+
+
+@caught_by(SchedMachine)
+def a_late_result_reaches_the_next_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token sampled before a preemption or an end is delivered after it."""
+
+    def is_current(part: Planned) -> bool:
+        return part.request.status is not Status.FINISHED
+
+    monkeypatch.setattr(scheduler_module, "_is_current", is_current)
+
+
+@caught_by(SchedMachine)
+def a_preempted_request_stays_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepDraft, "remove", lambda self, request: None)
+
+
+@caught_by(SchedMachine)
+def a_preempted_request_goes_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.sched.queue.FcfsQueue.put_back", lambda self, request: self.push(request))
+
+
+@caught_by(SchedMachine)
+def tokens_in_flight_survive_a_preemption(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Scheduler._preempt
+
+    def preempt(self: Scheduler, request: Request) -> None:
+        in_flight = request.in_flight
+        original(self, request)
+        request.in_flight = in_flight
+
+    monkeypatch.setattr(Scheduler, "_preempt", preempt)
+
+
+@caught_by(SchedMachine)
+def tokens_in_flight_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request one token short of its limit is scheduled once too often."""
+    monkeypatch.setattr(Request, "remaining", property(lambda self: self.known - self.computed))
+
+
+@caught_by(SchedMachine)
+def an_unseen_step_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are published as soon as they are planned, before they are known to be good."""
+    original = Scheduler._extend
+
+    def extend(self: Scheduler, request: Request, wanted: int, draft: StepDraft) -> None:
+        original(self, request, wanted, draft)
+        if request.status is Status.RUNNING:
+            request.confirmed = min(request.computed, len(request.token_ids))
+            self.kv.commit(request)
+
+    monkeypatch.setattr(Scheduler, "_extend", extend)
+
+
+@caught_by(SchedMachine)
+def an_end_is_said_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = EngineCore.abort
+
+    def abort(self: EngineCore, request_id: str, index: int | None = None) -> None:
+        choices = self.scheduler._ledger.choices(request_id)
+        original(self, request_id, index)
+        for choice in choices:
+            if choice.status is Status.FINISHED:
+                outputs = self.scheduler._ledger._outputs
+                outputs.append(outputs[-1]._replace(index=choice.index))
+
+    monkeypatch.setattr(EngineCore, "abort", abort)
+
+
+@caught_by(SchedMachine)
+def logits_that_are_not_finite_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Scheduler._see
+
+    def see(self: Scheduler, request: Any, sequence: Any, token_id: int | None, logprob: Any) -> None:
+        original(self, request, sequence, token_id if token_id is None else abs(token_id), logprob)
+
+    monkeypatch.setattr(Scheduler, "_see", see)
+
+
+@caught_by(SchedMachine)
+def the_last_token_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Scheduler._end
+
+    def end(
+        self: Scheduler,
+        request: Request,
+        reason: FinishReason,
+        token_id: int | None = None,
+        *rest: Any,
+        **named: Any,
+    ) -> None:
+        original(self, request, reason, None, *rest, **named)
+
+    monkeypatch.setattr(Scheduler, "_end", end)
+
+
+# ---- the tests
+
+
+@pytest.mark.parametrize("machine", [KVMachine, SchedMachine])
+def test_without_a_mutation_the_same_cases_pass(machine: Machine) -> None:
+    run_machine(machine, EXAMPLES, STEPS, shrink=False)
+
+
+@pytest.mark.parametrize(("mutate", "machine"), mutations)
+def test_mutation_is_caught(mutate: Patch, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    with pytest.raises(Exception):  # noqa: B017  whatever the machine or the engine noticed
+        run_machine(machine, EXAMPLES, STEPS, shrink=False)
+
+
+def test_enough_mutations() -> None:
+    assert len({mutation.values[0] for mutation in mutations}) >= 25
