@@ -63,13 +63,9 @@ def load(
         if progress is not None:
             progress(done, total)
     if checkpoint.spec.tied_embeddings:
-        linear["lm_head"] = _tied_head(dense["embed"])
+        # Packing leaves the embedding as it is: CUDA shares it, a CPU reads from it once more.
+        linear["lm_head"] = api.pack_linear(dense["embed"], None)
     return Transformer(checkpoint.spec, ModelWeights(dense, linear), max_model_len, group)
-
-
-def _tied_head(embed_VE: Tensor) -> api.PackedLinear:
-    """The embedding as a linear. Packing may reorder what it is given; only CUDA's leaves it as it is."""
-    return api.pack_linear(embed_VE if embed_VE.is_cuda else embed_VE.clone(), None)
 
 
 def _read_slots(
