@@ -1,7 +1,6 @@
 """How callers reach an engine: the EngineClient protocol and its two implementations.
 
     protocol.py    what callers may expect
-    choice.py      one choice: token outputs in, events with text out
     requests.py    all live requests: admission, hand-over to their callers, ends
     inprocess.py   an engine on a thread of this process
     supervised.py  an engine in a process of its own, watched and replaced when it dies

@@ -17,9 +17,9 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from engine.client.choice import Choice
 from engine.errors import Draining, EngineDead, InvalidRequest, Overloaded
 from engine.sched.limits import RequestLimits
+from engine.text.choice import Choice
 from engine.text.detokenizer import DecodesTokens
 from engine.types import EngineInfo, FinishReason, SamplingParams, TokenEvent, TokenOutput
 

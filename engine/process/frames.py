@@ -111,7 +111,7 @@ def pack(frame: ToEngine | FromEngine) -> bytes:
 
 def pack_ids(token_ids: Sequence[int]) -> bytes:
     """Token ids as 4 bytes each: one copy, where a list of numbers would be parsed one by one."""
-    return array.array("i", token_ids).tobytes()
+    return array.array("i", iter(token_ids)).tobytes()  # iter: bytes would be taken for 4-byte items
 
 
 def unpack_ids(data: bytes) -> list[int]:

@@ -8,6 +8,7 @@ The prompt's bytes are a command, the rest of them its argument:
     refuse          `add` raises
     error           this request alone ends with an error
     raw HEX         the bytes, whatever they are
+    control         a control token again and again
 
 `build` has the interface of engine.exec.build.build; the options' model says how the start goes.
 """
@@ -117,6 +118,7 @@ class FakeCore:
         tokens: Callable[[], Iterator[int]] = {
             b"say": lambda: iter([*argument, END]),
             b"raw": lambda: iter([*bytes.fromhex(argument.decode()), END]),
+            b"control": lambda: itertools.repeat(CONTROL),
             b"oom": lambda: iter([*b"survived", END]),
         }.get(command, lambda: itertools.cycle(b"abc"))
         for index in range(params.n):
