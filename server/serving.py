@@ -11,12 +11,13 @@ from dataclasses import replace
 
 import uvloop
 
-from engine import builtin
+from engine import builtin, hub
 from engine.client import ProcessClient
 from engine.text.chat import ChatTemplate
 from engine.text.tokenizer import Tokenizer
 from server import report
 from server.app import create_app
+from server.folder import text_folder
 from server.log import configure_logging
 from server.run import Server
 from server.settings import ServerSettings
@@ -34,12 +35,12 @@ def serve(settings: ServerSettings, sock: socket.socket) -> int:
 
 
 async def _serve(settings: ServerSettings, sock: socket.socket) -> int:
-    options = settings.engine
-    if settings.demo:
-        options = replace(options, model=str(builtin.path()))
+    model = str(builtin.path()) if settings.demo else settings.engine.model
+    options = replace(settings.engine, model=str(hub.find_folder(model, weights=True)))
     progress = report.LoadProgress()
-    tokenizer = Tokenizer.from_dir(options.model)
-    template = ChatTemplate.from_dir(options.model, tokenizer)
+    folder = text_folder(options.model)
+    tokenizer = Tokenizer.from_dir(folder)
+    template = ChatTemplate.from_dir(folder, tokenizer)
     client = ProcessClient(options, tokenizer, on_progress=progress)
     app = create_app(client, settings, tokenizer, template)
     server = Server(app, settings)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError
+from engine.hub import find_folder
 from engine.model.arch import ArchSpec
 from engine.model.family import Family
 from engine.model.headers import TensorInfo, read_header
 from engine.model.hf_config import HFConfig
-from engine.model.hub import find_folder
 from engine.model.registry import find_family
 from engine.model.weights import Slot, WeightNames, model_slots
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from engine import hub
 from engine.errors import ModelError
-from engine.model import hub
 from engine.model.checkpoint import INDEX, inspect
 from tests.helpers.raw_checkpoints import LLAMA, weight_shapes, write_checkpoint, write_tensors
 
