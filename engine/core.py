@@ -93,7 +93,10 @@ class EngineCore:
             goes back to the queue and steps in flight are forgotten: the state is consistent, no request
             is lost, and outputs not yet returned come with the next call. Whether to go on, to `fail`
             requests or to end the process is the caller's decision.
+            AssertionError: the engine's books do not add up. Nothing it says from now on can be trusted.
         """
+        if not self.scheduler.running:
+            self._check_idle()
         try:
             plan = self.scheduler.schedule()
             if plan is not None:
@@ -107,8 +110,6 @@ class EngineCore:
             self._in_flight.clear()
             self.scheduler.restart()
             raise
-        if not self.scheduler.has_work:
-            self._check_idle()
         return outputs
 
     def snapshot(self) -> EngineSnapshot:
@@ -151,9 +152,9 @@ class EngineCore:
         self._in_flight.append((plan, self._executor.sample(plan)))
 
     def _check_idle(self) -> None:
-        """What costs nothing is checked whenever the engine falls idle."""
+        """What costs nothing is checked whenever nothing runs, before anything changes."""
         if self.kv.pool.num_in_use:
-            raise AssertionError(f"idle, and {self.kv.pool.num_in_use} KV blocks are still in use")
+            raise AssertionError(f"nothing runs, and {self.kv.pool.num_in_use} KV blocks are still in use")
 
 
 def choice_seed(seed: int, index: int) -> int:

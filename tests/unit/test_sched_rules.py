@@ -1,0 +1,105 @@
+"""Limits, stop rules, the queue and the budget by example."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.errors import ContextTooLong, InvalidRequest, NeverFits
+from engine.request import Request
+from engine.sched.budget import StepBudget
+from engine.sched.limits import RequestLimits
+from engine.sched.queue import FcfsQueue
+from engine.sched.stopping import Ending, StopRules
+from engine.types import FinishReason, SamplingParams
+
+LIMITS = RequestLimits(vocab_size=100, max_model_len=50, max_num_seqs=4, pool_tokens=40)
+
+
+class TestLimits:
+    def test_an_open_length_becomes_what_context_and_pool_leave(self) -> None:
+        assert LIMITS.max_output([1] * 10, SamplingParams()) == 30
+        roomy = RequestLimits(100, 50, 4, pool_tokens=4000)
+        assert roomy.max_output([1] * 10, SamplingParams()) == 40
+
+    def test_a_given_length_is_kept(self) -> None:
+        assert LIMITS.max_output([1] * 10, SamplingParams(max_tokens=30)) == 30
+        assert LIMITS.max_output([1] * 40, SamplingParams(max_tokens=0)) == 0
+
+    @pytest.mark.parametrize(
+        ("prompt", "params", "error", "words", "param"),
+        [
+            ([], SamplingParams(), InvalidRequest, ["empty"], "prompt"),
+            ([5, 100], SamplingParams(), InvalidRequest, ["100", "99"], "prompt"),
+            ([5, -1], SamplingParams(), InvalidRequest, ["-1"], "prompt"),
+            ([5], SamplingParams(n=5), InvalidRequest, ["5", "4"], "n"),
+            ([5], SamplingParams(stop_token_ids=(100,)), InvalidRequest, ["100"], "stop_token_ids"),
+            ([5] * 10, SamplingParams(max_tokens=41), ContextTooLong, ["10", "41", "51", "50"], "max_tokens"),
+            ([5] * 50, SamplingParams(), ContextTooLong, ["50", "51"], "prompt"),
+            ([5] * 10, SamplingParams(max_tokens=31), NeverFits, ["10", "31", "41", "40"], "max_tokens"),
+            ([5] * 40, SamplingParams(), NeverFits, ["40", "41"], "prompt"),
+            ([5] * 10, SamplingParams(min_tokens=31), NeverFits, ["31"], "max_tokens"),
+        ],
+    )
+    def test_what_can_never_work_is_refused_with_its_numbers(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        error: type[InvalidRequest],
+        words: list[str],
+        param: str,
+    ) -> None:
+        with pytest.raises(error) as caught:
+            LIMITS.max_output(prompt, params)
+        assert caught.value.param == param
+        assert all(word in caught.value.message for word in words)
+
+
+class TestStopRules:
+    rules = StopRules(eos_token_ids=(1, 2))
+
+    def ending(self, params: SamplingParams, *output: int, max_output: int = 10) -> Ending | None:
+        request = Request("r", [50, 51], params)
+        request.set_limits(max_output, self.rules.stop_ids(params))
+        request.token_ids += output
+        return self.rules.ending(request, output[-1])
+
+    def test_the_models_own_end_has_no_stop_reason(self) -> None:
+        assert self.ending(SamplingParams(), 7, 2) == (FinishReason.STOP, None)
+        assert self.ending(SamplingParams(stop_token_ids=(2,)), 7, 2) == (FinishReason.STOP, None)
+
+    def test_a_stop_token_is_named(self) -> None:
+        assert self.ending(SamplingParams(stop_token_ids=(7,)), 7) == (FinishReason.STOP, 7)
+        named = SamplingParams(stop_token_ids=(1,), ignore_eos=True)
+        assert self.ending(named, 1) == (FinishReason.STOP, 1)
+
+    def test_ignore_eos_goes_on(self) -> None:
+        assert self.ending(SamplingParams(ignore_eos=True), 1) is None
+
+    def test_min_tokens_holds_stops_back(self) -> None:
+        params = SamplingParams(min_tokens=2, stop_token_ids=(7,))
+        assert self.ending(params, 7) is None
+        assert self.ending(params, 1) is None
+        assert self.ending(params, 7, 7) == (FinishReason.STOP, 7)
+
+    def test_length_ends_and_a_stop_on_the_last_token_is_a_stop(self) -> None:
+        assert self.ending(SamplingParams(), 5, 5, max_output=2) == (FinishReason.LENGTH, None)
+        assert self.ending(SamplingParams(), 5, 1, max_output=2) == (FinishReason.STOP, None)
+
+
+def test_queue_keeps_arrival_order_and_lets_the_preempted_in_front() -> None:
+    queue = FcfsQueue()
+    a, b, c = (Request(name, [1], SamplingParams()) for name in "abc")
+    queue.push(a)
+    queue.push(b)
+    queue.put_back(c)
+    assert list(queue) == [c, a, b] and queue.peek() is c
+    queue.remove(a)
+    assert list(queue) == [c, b] and len(queue) == 2
+
+
+def test_budget_grants_what_is_left() -> None:
+    budget = StepBudget(5)
+    assert budget.grant(3) == 3
+    assert budget.grant(3) == 2
+    budget.refund(2)
+    assert budget.left == 2
