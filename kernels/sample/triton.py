@@ -20,19 +20,7 @@ def sample(logits_SV: Tensor, params: SampleParams) -> Tensor:
     rows, vocabulary = logits_SV.shape
     device = logits_SV.device
     draws, filters = not params.all_greedy, not params.all_greedy and params.any_filter
-    threshold_S = torch.empty(rows, dtype=torch.float32, device=device)
-    if filters:
-        _thresholds[(rows,)](
-            logits_SV,
-            params.temperature_S,
-            params.top_k_S,
-            params.top_p_S,
-            params.min_p_S,
-            threshold_S,
-            V=vocabulary,
-            BLOCK=min(SEARCH_BLOCK, triton.next_power_of_2(vocabulary)),
-            num_warps=16,
-        )
+    threshold_S = lowest_kept(logits_SV, params) if filters else params.temperature_S
     block = min(DRAW_BLOCK, triton.next_power_of_2(vocabulary))
     blocks = triton.cdiv(vocabulary, block)
     score_SB = torch.empty((rows, blocks), dtype=torch.float32, device=device)
@@ -62,6 +50,24 @@ def sample(logits_SV: Tensor, params: SampleParams) -> Tensor:
         num_warps=1,
     )
     return token_S
+
+
+def lowest_kept(logits_SV: Tensor, params: SampleParams) -> Tensor:
+    """Returns the lowest logit that each row's filters keep, fp32 `[S]`; -inf for rows without."""
+    rows, vocabulary = logits_SV.shape
+    threshold_S = torch.empty(rows, dtype=torch.float32, device=logits_SV.device)
+    _thresholds[(rows,)](
+        logits_SV,
+        params.temperature_S,
+        params.top_k_S,
+        params.top_p_S,
+        params.min_p_S,
+        threshold_S,
+        V=vocabulary,
+        BLOCK=min(SEARCH_BLOCK, triton.next_power_of_2(vocabulary)),
+        num_warps=16,
+    )
+    return threshold_S
 
 
 @triton.jit
