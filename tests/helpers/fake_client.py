@@ -139,9 +139,9 @@ class FakeClient:
         self._admit(prompt_ids, params)
         assert request_id not in self._live, "request ids must be unique"
         self.submitted.append((request_id, list(prompt_ids), params))
-        self._live[request_id] = asyncio.Event()
+        ended = self._live[request_id] = asyncio.Event()
         self._idle.clear()
-        return self._events(request_id, prompt_ids, params)
+        return self._events(request_id, prompt_ids, params, ended)
 
     def _admit(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         if self._draining:
@@ -161,9 +161,8 @@ class FakeClient:
             raise Overloaded("The queue is full.", retry_after_s=3)
 
     async def _events(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, ended: asyncio.Event
     ) -> AsyncIterator[TokenEvent]:
-        ended = self._live[request_id]
         choices = [self._choice(prompt_ids, params, index) for index in range(params.n)]
         made = 0
         try:
@@ -187,9 +186,7 @@ class FakeClient:
                         self._finished[reason] = self._finished.get(reason, 0) + 1
                     yield event
         finally:
-            self._live.pop(request_id, None)
-            if not self._live:
-                self._idle.set()
+            self._forget(request_id)
 
     @staticmethod
     async def _until(*events: asyncio.Event) -> None:
@@ -241,6 +238,12 @@ class FakeClient:
         if request_id in self._live:
             self.aborted.append(request_id)
             self._live[request_id].set()
+            self._forget(request_id)
+
+    def _forget(self, request_id: str) -> None:
+        self._live.pop(request_id, None)
+        if not self._live:
+            self._idle.set()
 
     def snapshot(self) -> EngineSnapshot:
         return EngineSnapshot(

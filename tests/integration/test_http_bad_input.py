@@ -1,4 +1,4 @@
-"""Bad requests, one row each, to both APIs, streamed and not: the right status, the right shape, no harm done.
+"""Bad requests, one row each, to both APIs, streamed and not: right status, right shape, no harm done.
 
 After every row the same greedy request must give the very same reply as before: one bad request never
 touches another.
@@ -459,12 +459,22 @@ async def test_addresses(server: Server, method: str, path: str, status: int) ->
 async def test_everything_at_once(server: Server, path: str) -> None:
     """All features together in one good request."""
     fields = {
-        **(good(path)),
-        **dict(n=3, temperature=0.7, top_p=0.9, top_k=40, min_p=0.05, seed=2**63 - 1, max_tokens=20),
-        **dict(
-            presence_penalty=-2, frequency_penalty=2, repetition_penalty=1.1, logit_bias={"5": -100, "6": 3.5}
-        ),
-        **dict(stop=["zz", "yy"], stop_token_ids=[1, 2], min_tokens=1, ignore_eos=True, user="u"),
+        **good(path),
+        "n": 3,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.05,
+        "seed": 2**63 - 1,
+        "max_tokens": 20,
+        "presence_penalty": -2,
+        "frequency_penalty": 2,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"5": -100, "6": 3.5},
+        "stop": ["zz", "yy"],
+        "stop_token_ids": [1, 2],
+        "min_tokens": 1,
+        "ignore_eos": True,
         "logprobs": True if path == CHAT else 5,
     }
     reply = await server.http.post(path, json=fields)
@@ -489,7 +499,7 @@ async def test_null_is_the_default_everywhere(server: Server) -> None:
     from server.schema.completions import CompletionRequest
 
     for path, model in ((CHAT, ChatRequest), (COMPLETIONS, CompletionRequest)):
-        nulls = {name: None for name in (*model.model_fields, *model.refused)}
+        nulls = dict.fromkeys((*model.model_fields, *model.refused))
         reply = await server.http.post(path, json={**nulls, **good(path)})
         assert reply.status_code == 200, reply.text
         plain = await server.http.post(path, json=good(path))
