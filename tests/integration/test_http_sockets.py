@@ -243,14 +243,13 @@ def test_a_reader_that_stops_is_dropped_and_nobody_waits_for_it() -> None:
         client.tokens_per_event = 10
         return client
 
-    with live(QUICK, make) as server:
-        with connection(server) as stuck:
-            stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            stuck.sendall(post({"messages": HELLO, "stream": True, "n": 128}))
-            server.until(lambda: server.engine.in_flight == 1)
-            still_serves(server)
-            server.until(lambda: server.engine.in_flight == 0)
-            assert server.engine.aborted
+    with live(QUICK, make) as server, connection(server) as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.sendall(post({"messages": HELLO, "stream": True, "n": 128}))
+        server.until(lambda: server.engine.in_flight == 1)
+        still_serves(server)
+        server.until(lambda: server.engine.in_flight == 0)
+        assert server.engine.aborted
 
 
 @pytest.mark.parametrize("stream", [True, False])
