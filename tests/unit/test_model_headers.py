@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ModelError
@@ -94,6 +94,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("headers") / "a.safetensors"
 
 
+@settings(deadline=None)  # reading a file takes as long as the machine is busy
 @given(content=st.binary(max_size=200), header=st.binary(max_size=60))
 def test_any_bytes_are_read_or_refused(scratch: Path, content: bytes, header: bytes) -> None:
     for data in (content, safetensors_bytes(header, content)):
@@ -104,6 +105,7 @@ def test_any_bytes_are_read_or_refused(scratch: Path, content: bytes, header: by
             continue
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1), at=st.data())
 def test_ranges_that_miss_the_data_by_a_byte_are_refused(
     scratch: Path, sizes: list[int], at: st.DataObject
