@@ -4,6 +4,7 @@
 #include "elementwise.h"
 #include "linear.h"
 #include "ops.h"
+#include "sample.h"
 #include "write_kv.h"
 
-#define QUIRE_OPS {paged_attention, write_kv, rms_norm, rotary, gate_mul, linear, pack_linear}
+#define QUIRE_OPS {paged_attention, write_kv, rms_norm, rotary, gate_mul, linear, sample, penalize, logprobs, pack_linear}

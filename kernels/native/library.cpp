@@ -107,3 +107,22 @@ EXPORT void quire_linear(int dtype, const void* x_TI, const void* packed, const 
                          int64_t inputs, int64_t outputs, int64_t x_stride) {
   ops().linear(dtype, {x_TI, packed, bias_O, y_TO, rows, inputs, outputs, x_stride});
 }
+
+EXPORT void quire_sample(const float* logits_SV, const float* temperature_S, const int32_t* top_k_S,
+                         const float* top_p_S, const float* min_p_S, const int64_t* seed_S, const int64_t* position_S,
+                         int64_t* token_S, int64_t rows, int64_t vocabulary, int all_greedy, int any_filter) {
+  ops().sample({logits_SV, temperature_S, top_k_S, top_p_S, min_p_S, seed_S, position_S, token_S, rows, vocabulary,
+                all_greedy, any_filter});
+}
+
+EXPORT void quire_penalize(float* logits_SV, const int64_t* row_S, const int32_t* output_count_UV,
+                           const uint8_t* prompt_seen_UV, const float* presence_S, const float* frequency_S,
+                           const float* repetition_S, int64_t rows, int64_t vocabulary) {
+  ops().penalize({logits_SV, row_S, output_count_UV, prompt_seen_UV, presence_S, frequency_S, repetition_S, rows,
+                  vocabulary});
+}
+
+EXPORT void quire_logprobs(const float* logits_SV, const int64_t* token_S, float* chosen_S, int64_t* top_ids_SK,
+                           float* top_SK, int64_t rows, int64_t vocabulary, int64_t top) {
+  ops().logprobs({logits_SV, token_S, chosen_S, top_ids_SK, top_SK, rows, vocabulary, top});
+}

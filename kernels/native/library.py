@@ -30,6 +30,9 @@ _SIGNATURES = {
     "quire_gate_mul": "iippll",
     "quire_pack_linear": "ippll",
     "quire_linear": "ipppp" + "llll",
+    "quire_sample": "pppppppp" + "ll" + "ii",
+    "quire_penalize": "ppppppp" + "ll",
+    "quire_logprobs": "ppppp" + "lll",
 }
 
 

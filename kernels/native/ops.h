@@ -25,6 +25,35 @@ struct LinearArgs {
   int64_t rows, inputs, outputs, x_stride;
 };
 
+struct SampleArgs {
+  const float* logits_SV;
+  const float* temperature_S;
+  const int32_t* top_k_S;
+  const float *top_p_S, *min_p_S;
+  const int64_t *seed_S, *position_S;
+  int64_t* token_S;
+  int64_t rows, vocabulary;
+  int all_greedy, any_filter;
+};
+
+struct PenalizeArgs {
+  float* logits_SV;
+  const int64_t* row_S;
+  const int32_t* output_count_UV;
+  const uint8_t* prompt_seen_UV;
+  const float *presence_S, *frequency_S, *repetition_S;
+  int64_t rows, vocabulary;
+};
+
+struct LogprobsArgs {
+  const float* logits_SV;
+  const int64_t* token_S;
+  float* chosen_S;
+  int64_t* top_ids_SK;
+  float* top_SK;
+  int64_t rows, vocabulary, top;
+};
+
 struct Ops {
   void (*paged_attention)(int dtype, const AttentionArgs& args);
   void (*write_kv)(int dtype, const void* k_TGD, const void* v_TGD, void* kv_N2GPD, const int64_t* slot_T,
@@ -37,6 +66,9 @@ struct Ops {
                  int heads, int kv_heads, int rotary_dim);
   void (*gate_mul)(int dtype, int activation, const void* gate_up_T2F, void* y_TF, int64_t rows, int64_t size);
   void (*linear)(int dtype, const LinearArgs& args);
+  void (*sample)(const SampleArgs& args);
+  void (*penalize)(const PenalizeArgs& args);
+  void (*logprobs)(const LogprobsArgs& args);
   void (*pack_linear)(int dtype, const void* weight_OI, void* packed, int64_t outputs, int64_t inputs);
 };
 
