@@ -6,6 +6,7 @@ Request. Nobody but the scheduler makes one; nobody changes one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from engine.types import SamplingParams, TokenLogprob
@@ -65,8 +66,8 @@ class StepResult(NamedTuple):
     """
 
     token_ids: list[int]
-    logprobs: list[TokenLogprob | None] = []
-    prompt_logprobs: list[tuple[int, list[TokenLogprob]]] = []
+    logprobs: Sequence[TokenLogprob | None] = ()
+    prompt_logprobs: Sequence[tuple[int, Sequence[TokenLogprob]]] = ()
 
 
 class StepHandle(Protocol):
