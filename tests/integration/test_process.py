@@ -56,12 +56,17 @@ async def serving(client: ProcessClient) -> AsyncIterator[ProcessClient]:
         assert not alive(pid), "the engine outlived its client"
 
 
-def run(test: Callable[[ProcessClient], Awaitable[None]], client: ProcessClient | None = None) -> None:
+def run(
+    test: Callable[[ProcessClient], Awaitable[None]],
+    client: ProcessClient | None = None,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> None:
     async def main() -> None:
         async with serving(client or make()) as served:
             await test(served)
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
 
 
 def alive(pid: int) -> bool:
@@ -93,7 +98,9 @@ async def serves_again(client: ProcessClient, restarts: int = 1) -> None:
     assert await text_of(client.submit("again", list(b"say again"), SamplingParams())) == "again"
 
 
-def test_a_request_through_the_process() -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_request_through_the_process(loop: str) -> None:
+    new_loop = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else asyncio.new_event_loop
     progress: list[tuple[int, int]] = []
 
     async def test(client: ProcessClient) -> None:
@@ -106,7 +113,7 @@ def test_a_request_through_the_process() -> None:
         assert [sorted(text) for text in texts] == [sorted(f"text {i}" * 2) for i in range(4)]
         await until(lambda: client.snapshot().generated_tokens == 4 * 2 * 7)
 
-    run(test, make(progress=progress))
+    run(test, make(progress=progress), new_loop)
 
 
 def test_faults_stay_with_their_request() -> None:
