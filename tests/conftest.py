@@ -13,6 +13,10 @@ try:
     HAS_CUDA = torch.cuda.is_available()
 except ImportError:
     HAS_CUDA = False
+else:
+    # Test models are tiny: a second thread costs them more than it helps, most of all when the machine is
+    # busy. Tests of threading ask for their own.
+    torch.set_num_threads(1)
 if not HAS_CUDA:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
