@@ -107,6 +107,19 @@ def test_parts_of_unequal_contexts(device: str, small_parts: None) -> None:
     check(paged_case(lengths, [1] * 5, heads=8, groups=2, block_size=32, device=device))
 
 
+def test_more_parts_than_one_turn_of_the_merge(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernels.paged_attention import triton
+
+    config = dataclasses.replace(
+        triton.decode_config(32, torch.float32, torch.device(device)),
+        tile=16,
+        min_chunk_tiles=1,
+        target_programs=100,
+    )
+    monkeypatch.setattr(triton, "decode_config", lambda *_: config)
+    check(paged_case([400, 9], [1, 1], heads=2, groups=1, device=device))
+
+
 def test_parts_of_the_stock_size(device: str) -> None:
     check(paged_case([1200, 30], [1, 1], block_size=64, dtype=torch.bfloat16, device=device), atol=1e-4)
 
@@ -129,6 +142,14 @@ def test_windows_over_several_tiles(device: str) -> None:
         device=device,
     )
     check(case, window=100, atol=1e-4)
+
+
+def test_blocks_out_of_a_window_inside_a_tile(device: str) -> None:
+    """Tiles of several blocks, of which the first ones have left the window."""
+    case = paged_case(
+        [60, 75], [1, 9], heads=2, groups=1, window=9, dtype=torch.bfloat16, block_size=16, device=device
+    )
+    check(case, window=9, atol=1e-4)
 
 
 def test_many_sequences(device: str, small_parts: None) -> None:
