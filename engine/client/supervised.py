@@ -29,6 +29,7 @@ from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
 log = logging.getLogger(__name__)
 
 DEFAULT_FACTORY = "engine.exec.build:build"
+MAX_BACKOFF_S = 30.0
 OnProgress = Callable[[int, int], object]
 
 
@@ -212,7 +213,7 @@ class ProcessClient:
         if before >= self._limits.restarts:
             return None
         self._deaths.append(now)
-        return self._limits.backoff_s * 2.0 ** (before - 1) if before else 0.0
+        return min(self._limits.backoff_s * 2.0 ** (before - 1), MAX_BACKOFF_S) if before else 0.0
 
     async def _watch(self) -> None:
         while True:

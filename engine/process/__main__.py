@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 from engine.process.child import main
 
-sys.exit(main(int(sys.argv[1])))
+code = main(int(sys.argv[1]))
+logging.shutdown()
+sys.stderr.flush()
+# Nothing is left to save, and unloading a device's libraries can take seconds.
+os._exit(code)
