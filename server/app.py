@@ -53,6 +53,8 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        # FastAPI's own would start by an environment variable that is not one of our settings.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.service = service
     for routes in (chat, completions, models, operations):

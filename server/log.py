@@ -15,6 +15,7 @@ def configure_logging(level: str) -> None:
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
             "loggers": {
                 "quire": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
+                "engine": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
                 # Its notes on bad requests are a client's doing; ours say the same in the access log.
                 "uvicorn.error": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
             },

@@ -75,8 +75,12 @@ class Prompts:
         )
         return Prompt(_not_empty(ids, "prompt"), text)
 
-    def from_ids(self, ids: Sequence[int], vocab_size: int) -> Prompt:
+    def from_ids(self, ids: Sequence[int], vocab_size: int, context_tokens: int) -> Prompt:
         """Checks ids that the caller made."""
+        if len(ids) > context_tokens:
+            raise ContextTooLong(
+                f"The prompt has {len(ids)} tokens; this model's context has {context_tokens}.", "prompt"
+            )
         if min(ids) < 0 or max(ids) >= vocab_size:
             raise invalid(f"prompt: a token id is not in the vocabulary (0 to {vocab_size - 1}).", "prompt")
         return Prompt(ids)

@@ -69,7 +69,7 @@ def lines(info: EngineInfo, settings: ServerSettings, url: str) -> list[str]:
     sharing = "prefix caching on" if info.prefix_caching else "prefix caching off"
     fits = min(info.largest_request_tokens, info.max_model_len)
     report = [
-        f"model     {settings.model_name}: {info.architecture}, {info.dtype}, {info.device} ({info.backend})",
+        f"model     {settings.model_name}: {info.architecture}, {info.dtype}, on {_device(info)}",
         f"weights   {size(info.weight_bytes)}",
         f"KV pool   {size(info.kv_bytes)}: {blocks} blocks of {info.block_size} tokens = {tokens} tokens, "
         f"{sharing}",
@@ -87,6 +87,10 @@ def lines(info: EngineInfo, settings: ServerSettings, url: str) -> list[str]:
         f"docs      {url}/docs",
         f"metrics   {url}/metrics",
     ]
+
+
+def _device(info: EngineInfo) -> str:
+    return info.backend if info.backend.startswith(info.device) else f"{info.device} ({info.backend})"
 
 
 def printer(settings: ServerSettings, url: str, info: Callable[[], EngineInfo]) -> Callable[[], None]:

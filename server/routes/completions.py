@@ -33,7 +33,7 @@ class CompletionApi(Api[CompletionRequest]):
         if isinstance(prompt, str):
             special = request.add_special_tokens is not False
             return await self.service.prompts.from_text(prompt, special, info.max_model_len)
-        return self.service.prompts.from_ids(prompt, info.vocab_size)
+        return self.service.prompts.from_ids(prompt, info.vocab_size, info.max_model_len)
 
     def params(self, request: CompletionRequest) -> SamplingParams:
         return to_sampling_params(

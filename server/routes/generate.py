@@ -9,7 +9,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Generic
+from typing import Any, ClassVar, Generic
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,6 +26,7 @@ from server.service import Service
 from server.streaming import EventStream, collect
 
 MAX_WARNINGS = 8
+MIN_BODY_VALUES = 250_000
 
 
 class Api(ABC, Generic[RequestT]):
@@ -63,7 +64,7 @@ class Api(ABC, Generic[RequestT]):
             refusal = self.service.why_not_ready()
             if refusal is not None:
                 raise refusal
-            body = await read_json(http.headers, http.receive, self.service.settings.max_body_bytes)
+            body = await self._read(http)
             request = parse(self.schema, body)
             generation = await self._submit(request, record)
             if not request.stream:
@@ -76,6 +77,11 @@ class Api(ABC, Generic[RequestT]):
         if request.stream:
             return EventStream(self.service, generation, self.chunks(request, head, generation), headers)
         return Response(self.reply(request, head, generation, choices), 200, headers, "application/json")
+
+    async def _read(self, http: Request) -> dict[str, Any]:
+        # Prompts are the only long lists; twice the longest leaves room for everything else.
+        max_values = max(MIN_BODY_VALUES, 2 * self.service.info.max_model_len)
+        return await read_json(http.headers, http.receive, self.service.settings.max_body_bytes, max_values)
 
     async def _submit(self, request: RequestT, record: RequestMetrics) -> Generation:
         self._check_model(request.model)

@@ -143,7 +143,7 @@ class ChatRequest(GenerationRequest):
     )
     # Taken as OpenAI clients send them; they ask for nothing that changes the answer.
     store: bool | None = Field(False, description="Taken and ignored: nothing is stored.")
-    metadata: dict[str, str] | None = Field(None, description="Taken and ignored.")
+    metadata: dict[str, str] | None = Field(None, max_length=64, description="Taken and ignored.")
     parallel_tool_calls: bool | None = Field(None, description="Taken and ignored.")
     tool_choice: Any = Field(None, description="`none` or `auto` only.")
     function_call: Any = Field(None, description="`none` or `auto` only.")
