@@ -6,7 +6,6 @@ the work.
 """
 
 import platform
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,12 +19,9 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 
 # The library picks one of the isa_* files when it is loaded, so each may assume its instruction set.
-FLAGS: dict[str, list[str]] = {"library": [], "parallel": [], "isa_generic": []}
+FLAGS: dict[str, list[str]] = {"library": [], "parallel": ["-std=gnu++20"], "isa_generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     FLAGS |= {"isa_avx2": AVX2, "isa_avx512": AVX512, "isa_avx512_bf16": [*AVX512, "-mavx512bf16"]}
-if sys.platform == "linux":
-    # Compiled for OpenMP but not linked to it: the loader lends it torch's own runtime (docs/adr/0002).
-    FLAGS["parallel"] = ["-fopenmp"]
 
 
 class BuildNative(build_ext):
@@ -38,7 +34,9 @@ class BuildNative(build_ext):
 
         with ThreadPoolExecutor(4) as pool:
             objects = [o for objects in pool.map(compile_one, ext.sources) for o in objects]
-        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), target_lang="c++")
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), target_lang="c++", extra_postargs=["-pthread"]
+        )
 
 
 setup(

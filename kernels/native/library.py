@@ -62,7 +62,7 @@ def describe() -> str:
 
 
 def set_threads(threads: int) -> None:
-    """Sets the number of threads of the native ops. Best equal to torch's: both use one pool."""
+    """Sets the number of threads of the native ops, the caller's included."""
     lib = library()
     if lib is not None:
         lib.quire_set_threads(threads)
@@ -121,7 +121,6 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         hint = "run `make install`" if shutil.which("g++") else "no g++ here"
         return None, f"library not built ({hint})"
     try:
-        _share_openmp()
         lib = ctypes.CDLL(str(path))
         for name, letters in _SIGNATURES.items():
             function = getattr(lib, name)
@@ -132,17 +131,3 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     lib.quire_set_level.restype = ctypes.c_int
     lib.quire_level_name.restype = ctypes.c_char_p
     return lib, ""
-
-
-def _share_openmp() -> None:
-    """Makes the OpenMP runtime that torch brought along visible to the library, which is linked to none.
-
-    Two runtimes would mean two pools of spinning threads on the same cores.
-    """
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return
-    for line in maps.read_text().splitlines():
-        if "libgomp" in line:
-            ctypes.CDLL(line[line.index("/") :], mode=ctypes.RTLD_GLOBAL)
-            return
