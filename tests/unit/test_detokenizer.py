@@ -38,7 +38,7 @@ def pieces(
     return [*map(detokenizer.push, ids), detokenizer.finish()]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(text=TEXTS)
 def test_any_text_survives(lossless: Tokenizer, text: str) -> None:
     if lossless.strip_left:
@@ -48,14 +48,14 @@ def test_any_text_survives(lossless: Tokenizer, text: str) -> None:
     assert all("\ufffd" not in piece for piece in shown) or "\ufffd" in text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(text=TEXTS)
 def test_pieces_add_up_to_the_whole(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_random_tokens_are_harmless(tokenizer: Tokenizer, data: st.DataObject) -> None:
     """A model may say anything: broken characters, control tokens, ids beyond the vocabulary."""
