@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import uvloop
 
 from engine import builtin, hub
 from engine.client import ProcessClient
+from engine.errors import ModelError
 from engine.text.chat import ChatTemplate
 from engine.text.tokenizer import Tokenizer
 from server import report
 from server.app import create_app
-from server.folder import text_folder
 from server.log import configure_logging
 from server.run import Server
 from server.settings import ServerSettings
@@ -30,15 +31,15 @@ def serve(settings: ServerSettings, sock: socket.socket) -> int:
         ConfigError: the model or the machine cannot do what was asked.
     """
     configure_logging(settings.log_level)
+    # Before the loop runs: a download takes minutes, and Ctrl-C should end it.
+    folder = _folder(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, sock))
+        return runner.run(_serve(settings, folder, sock))
 
 
-async def _serve(settings: ServerSettings, sock: socket.socket) -> int:
-    model = str(builtin.path()) if settings.demo else settings.engine.model
-    options = replace(settings.engine, model=str(hub.find_folder(model, weights=True)))
+async def _serve(settings: ServerSettings, folder: Path, sock: socket.socket) -> int:
+    options = replace(settings.engine, model=str(folder))
     progress = report.LoadProgress()
-    folder = text_folder(options.model)
     tokenizer = Tokenizer.from_dir(folder)
     template = ChatTemplate.from_dir(folder, tokenizer)
     client = ProcessClient(options, tokenizer, on_progress=progress)
@@ -49,6 +50,15 @@ async def _serve(settings: ServerSettings, sock: socket.socket) -> int:
         return await server.run_until_stopped(sock, show)
     finally:
         progress.close()
+
+
+def _folder(settings: ServerSettings) -> Path:
+    """Where the model's files are, fetched if need be."""
+    if not settings.demo:
+        return hub.find_folder(settings.engine.model, weights=True)
+    if not builtin.path().is_dir():
+        raise ModelError("The built-in demo model is not in this installation; name a MODEL to serve.")
+    return builtin.path()
 
 
 def url(host: str, sock: socket.socket) -> str:
