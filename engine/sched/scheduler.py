@@ -16,9 +16,7 @@ reaches another one or a later life of the same one.
 from __future__ import annotations
 
 import logging
-from bisect import insort
 from collections import deque
-from operator import attrgetter
 
 from engine.config import SchedulerConfig
 from engine.errors import InvalidRequest, Overloaded
@@ -30,6 +28,7 @@ from engine.sched.draft import Planned, StepDraft
 from engine.sched.ledger import Counters, Ledger
 from engine.sched.limits import RequestLimits
 from engine.sched.queue import FcfsQueue, QueuePolicy
+from engine.sched.roster import Roster, expendable
 from engine.sched.stopping import StopRules
 from engine.types import FinishReason, TokenLogprob, TokenOutput
 
@@ -41,8 +40,6 @@ RETRY_AFTER_S = 1.0
 # Admission leaves one block free for each so many running requests: of those that decode, about a
 # quarter asks for its next block within a quarter of a block's tokens.
 RUNNING_PER_SPARE_BLOCK = 4
-
-_age = attrgetter("order")
 
 
 class Scheduler:
@@ -67,14 +64,12 @@ class Scheduler:
     ) -> None:
         self.steps = 0
         self.kv = kv
-        self.running: list[Request] = []  # oldest first
-        self.waiting: QueuePolicy = FcfsQueue() if queue is None else queue
+        self.roster = Roster(config.max_num_seqs, kv, FcfsQueue() if queue is None else queue)
         self._config = config
         self._limits = limits
         self._stops = stops
         self._ledger = Ledger()
         self._arrivals = 0
-        self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._in_flight: deque[tuple[StepPlan, list[Planned]]] = deque()
 
     # ---- asking
@@ -84,9 +79,14 @@ class Scheduler:
         return self._ledger.num_live > 0 or self._ledger.has_outputs
 
     @property
+    def running(self) -> list[Request]:
+        """Running choices, oldest first."""
+        return self.roster.running
+
+    @property
     def num_waiting(self) -> int:
         """Choices not running yet, or not any more."""
-        return self._ledger.num_live - len(self.running)
+        return self._ledger.num_live - len(self.roster.running)
 
     @property
     def counters(self) -> Counters:
@@ -102,15 +102,16 @@ class Scheduler:
         if leader.request_id in self._ledger:
             raise InvalidRequest("A request with this id is already being served.", "request_id")
         max_output = self._limits.max_output(leader.token_ids, leader.params)
-        if len(self.waiting) >= self._config.max_queued_requests:
-            raise Overloaded(f"{len(self.waiting)} requests are already waiting.", RETRY_AFTER_S)
+        waiting = self.roster.waiting
+        if len(waiting) >= self._config.max_queued_requests:
+            raise Overloaded(f"{len(waiting)} requests are already waiting.", RETRY_AFTER_S)
         stop_ids = self._stops.stop_ids(leader.params)
         for choice in (leader, *leader.followers):
             choice.set_limits(max_output, stop_ids)
             choice.order = self._arrivals
             self._arrivals += 1
         self._ledger.enter(leader)
-        self.waiting.push(leader)
+        waiting.push(leader)
         if max_output == 0:
             self._end_without_output(leader)
 
@@ -118,7 +119,7 @@ class Scheduler:
         """Ends one choice or all that are left, and gives their blocks back at once. Unknown is ignored."""
         for choice in reversed(self._ledger.choices(request_id)):  # followers before their leader
             if index is None or choice.index == index:
-                self._end(self._expendable(choice), FinishReason.ABORT)
+                self._end(expendable(choice), FinishReason.ABORT)
 
     def fail(self, request_id: str | None, message: str) -> None:
         """Ends a request, or all of them, with an error."""
@@ -134,11 +135,7 @@ class Scheduler:
         """Verifies the KV cache's conservation law and the rows. Raises AssertionError: our own bug."""
         choices = list(self._ledger.all_choices())
         self.kv.check(choices)
-        rows = sorted([*self._free_rows, *(choice.row for choice in choices if choice.row >= 0)])
-        if rows != list(range(self._config.max_num_seqs)):
-            raise AssertionError(f"rows: each must be free or used once, found {rows}")
-        if not choices and (self.running or len(self.waiting)):
-            raise AssertionError("a finished request is still running or waiting")
+        self.roster.check(choices)
 
     # ---- one step
 
@@ -147,8 +144,7 @@ class Scheduler:
         draft = StepDraft(self._config.max_num_batched_tokens)
         longer = self._plan_singles(draft)
         owed_blocks = self._plan_longer(longer, draft)
-        if not draft.preempted:
-            self._admit(draft, owed_blocks)
+        self._admit(draft, owed_blocks)
         return self._launch(draft)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
@@ -184,7 +180,7 @@ class Scheduler:
         For when the executor failed: nothing is lost, all is computed again.
         """
         self._in_flight.clear()
-        for request in reversed(tuple(self.running)):
+        for request in reversed(tuple(self.roster.running)):
             self._preempt(request)
 
     # ---- planning
@@ -192,7 +188,7 @@ class Scheduler:
     def _plan_singles(self, draft: StepDraft) -> list[Request]:
         """Plans requests with one token to compute, oldest first, and returns those with more."""
         longer = []
-        for request in tuple(self.running):
+        for request in tuple(self.roster.running):
             remaining = request.remaining
             if remaining > 1:
                 longer.append(request)
@@ -211,16 +207,18 @@ class Scheduler:
         return owed_blocks
 
     def _admit(self, draft: StepDraft, owed_blocks: int) -> None:
-        """Admits from the queue's head while rows, blocks and budget last."""
-        while len(self.waiting) and draft.budget.left:
-            request = self.waiting.peek()
+        """Admits from the queue's head while rows, blocks and budget last, and nobody was preempted."""
+        waiting = self.roster.waiting
+        while len(waiting) and draft.budget.left and not draft.preempted:
+            request = waiting.peek()
             try:
-                if len(self._free_rows) <= len(request.followers):
+                if not self.roster.has_rows(request):
                     return
                 hit = self.kv.match(request)
                 if not self._has_room(request, hit, draft.budget.left, owed_blocks):
                     return
-                self._begin(request, hit)
+                self.roster.begin(request, hit)
+                self._count_admission(request, hit)
             except Exception:
                 self._fault(request)
                 continue
@@ -234,22 +232,12 @@ class Scheduler:
         on arrival. Else all it knows must fit, beside what others are sure to ask for.
         """
         size = self.kv.block_size
-        if self.running:
+        if self.roster.running:
             needed = blocks_for(request.known, size) + len(request.followers) + owed_blocks
-            needed += len(self.running) // RUNNING_PER_SPARE_BLOCK
+            needed += len(self.roster.running) // RUNNING_PER_SPARE_BLOCK
         else:
             needed = blocks_for(min(request.known, hit.tokens + budget_tokens), size)
         return needed - len(hit.block_ids) + hit.idle_blocks <= self.kv.pool.num_available
-
-    def _begin(self, request: Request, hit: PrefixHit) -> None:
-        """Moves a request from the queue to the running ones, with a row for each choice."""
-        self.kv.adopt(request, hit)
-        self.waiting.remove(request)
-        for choice in (request, *request.followers):
-            choice.row = self._free_rows.pop()
-        request.status = Status.RUNNING
-        insort(self.running, request, key=_age)
-        self._count_admission(request, hit)
 
     def _extend(self, request: Request, wanted: int, draft: StepDraft) -> None:
         """Plans `wanted` tokens of a running request, or as many as the budget allows, preempting others
@@ -268,8 +256,8 @@ class Scheduler:
     def _reserve(self, request: Request, total_tokens: int, draft: StepDraft) -> tuple[int, ...] | None:
         """Reserves blocks at the cost of the youngest; None where that was the request itself."""
         while (new_block_ids := self.kv.reserve(request, total_tokens)) is None:
-            victim = self.running[-1]
-            if victim is self.running[0]:
+            victim = self.roster.running[-1]
+            if victim is self.roster.running[0]:
                 raise AssertionError(f"the pool cannot hold the oldest request alone: {request}")
             draft.remove(victim)
             draft.preempted = True
@@ -286,21 +274,12 @@ class Scheduler:
         copies = [copy for request in draft.starts if (copy := self.kv.take_copy(request))]
         for part in planned:
             if part.request.followers and part.request.computed >= part.request.prompt_len:
-                self._fork(part.request)
+                self.roster.fork(part.request)
         self.steps += 1
         sequences = tuple([part.sequence for part in planned])
         plan = StepPlan(self.steps, sequences, tuple(draft.starts.values()), tuple(copies))
         self._in_flight.append((plan, planned))
         return plan
-
-    def _fork(self, leader: Request) -> None:
-        """The leader's prompt is as good as computed: its followers run from the next step on."""
-        for follower in leader.followers:
-            self.kv.fork(leader, follower)
-            follower.cached_tokens = leader.cached_tokens
-            follower.status = Status.RUNNING
-            insort(self.running, follower, key=_age)
-        leader.followers = []
 
     def _owed(self, request: Request) -> int:
         return blocks_for(request.known, self.kv.block_size) - len(request.block_ids) + len(request.followers)
@@ -345,14 +324,7 @@ class Scheduler:
         error: str | None = None,
     ) -> None:
         """Ends a choice wherever it is: running, in the queue, or behind its leader."""
-        if request.status is Status.RUNNING:
-            self.running.remove(request)
-        elif (leader := self._leader_of(request)) is not None:
-            leader.followers.remove(request)
-        else:
-            self.waiting.remove(request)
-        self._vacate(request)
-        request.status = Status.FINISHED
+        self.roster.leave(request, self._ledger.choices(request.request_id))
         self._ledger.end(
             request, reason, token_id=token_id, stop_reason=stop_reason, logprob=logprob, error=error
         )
@@ -364,26 +336,8 @@ class Scheduler:
             self._end(choice, FinishReason.ERROR, error=FAULT)
 
     def _preempt(self, request: Request) -> None:
-        """Takes everything from a running request but its tokens, and puts it first in the queue."""
-        self.running.remove(request)
-        self._vacate(request)
-        request.status = Status.WAITING
-        request.lost_tokens = request.computed
-        request.computed = request.confirmed = request.in_flight = 0
-        if request.prompt_logprobs is not None:
-            request.prompt_logprobs = [None]
-        request.preemptions += 1
+        self.roster.preempt(request)
         self.counters.preemptions += 1
-        self.waiting.put_back(request)
-
-    def _vacate(self, request: Request) -> None:
-        """Gives blocks and rows back, also the rows kept for followers not forked yet."""
-        self.kv.release(request)
-        for choice in (request, *request.followers):
-            if choice.row >= 0:
-                self._free_rows.append(choice.row)
-                choice.row = -1
-        request.started = False
 
     def _end_without_output(self, leader: Request) -> None:
         """max_tokens 0: without prompt logprobs to collect there is nothing to do."""
@@ -391,24 +345,6 @@ class Scheduler:
             self._end(follower, FinishReason.LENGTH)
         if leader.prompt_logprobs is None:
             self._end(leader, FinishReason.LENGTH)
-
-    def _leader_of(self, request: Request) -> Request | None:
-        choices = self._ledger.choices(request.request_id)
-        return next((choice for choice in choices if request in choice.followers), None)
-
-    def _expendable(self, choice: Request) -> Request:
-        """Returns the object to drop in order to end a choice.
-
-        While a leader computes the prompt for others, the work is the group's: it goes on under a
-        follower's name and seed, and the follower's object ends in its place.
-        """
-        if not choice.followers:
-            return choice
-        heir = choice.followers[0]
-        choice.index, heir.index = heir.index, choice.index
-        choice.seed, heir.seed = heir.seed, choice.seed
-        choice.started = False  # the executor learns the new seed with the next step
-        return heir
 
     def _count_admission(self, request: Request, hit: PrefixHit) -> None:
         counters = self.counters

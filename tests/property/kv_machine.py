@@ -96,14 +96,7 @@ class KVMachine(RuleBasedStateMachine):
     def grow(self, growth: int) -> None:
         steps_taken[type(self).__name__] += 1
         pick, chunk, token = decode(growth)
-        request = self.started()[pick % len(self.started())]
-        if request.computed == len(request.token_ids):
-            confirmed_before = request.confirmed
-            request.token_ids.append(token)
-            request.confirmed = request.computed
-            self.kv.commit(request)
-            self.naive.publish(request, confirmed_before)
-        self.advance(request, chunk)
+        self.extend(self.started()[pick % len(self.started())], chunk, token)
 
     @precondition(lambda self: self.forkable() and len(self.live) < MAX_LIVE)
     @rule(pick=picks)
@@ -154,11 +147,14 @@ class KVMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.forked())
     @rule(pick=picks)
     def orphan(self, pick: int) -> None:
-        """All others that hold a follower's tail leave before it runs."""
+        """All others that hold a follower's tail fill it, publish it, and leave before it runs."""
         steps_taken[type(self).__name__] += 1
         follower = self.forked()[pick % len(self.forked())]
         if (source := follower.copy_source) is not None:
             for other in [r for r in self.live if r is not follower]:
+                if source in other.block_ids:
+                    for _ in range(pick % 8):
+                        self.extend(other, 1, 2)
                 if source in (*other.block_ids, other.copy_source):
                     self.leave(other)
 
@@ -195,6 +191,16 @@ class KVMachine(RuleBasedStateMachine):
 
     def forkable(self) -> list[Request]:
         return [r for r in self.started() if r.computed >= r.prompt_len]
+
+    def extend(self, request: Request, chunk: int, token: int) -> None:
+        """A step of a request: a token is sampled where all is computed, and up to `chunk` are computed."""
+        if request.computed == len(request.token_ids):
+            confirmed_before = request.confirmed
+            request.token_ids.append(token)
+            request.confirmed = request.computed
+            self.kv.commit(request)
+            self.naive.publish(request, confirmed_before)
+        self.advance(request, chunk)
 
     def advance(self, request: Request, chunk: int) -> bool:
         """Computes up to `chunk` more tokens; False where there was no room, which must leave no trace."""

@@ -77,7 +77,7 @@ class SchedMachine(RuleBasedStateMachine):
         self.executor = FakeExecutor(config)
         self.core = EngineCore(config, self.executor)
         if self.lifo:
-            self.core.scheduler.waiting = LifoQueue()
+            self.core.scheduler.roster.waiting = LifoQueue()
         self.max_num_seqs = config.scheduler.max_num_seqs
 
     # ---- rules
@@ -190,7 +190,7 @@ class SchedMachine(RuleBasedStateMachine):
         assert 0 <= snapshot.tokens_held <= in_use * size
         assert snapshot.running <= self.max_num_seqs
         assert snapshot.running + snapshot.waiting == len(self.requests())
-        waiting = [request.order for request in self.core.scheduler.waiting]
+        waiting = [request.order for request in self.core.scheduler.roster.waiting]
         assert self.lifo or waiting == sorted(waiting), "somebody lost his place in the queue"
 
     def teardown(self) -> None:

@@ -149,7 +149,7 @@ class TestPreemption:
             push = FcfsQueue.put_back
 
         core, executor = make(block_size=1, num_blocks=16, max_num_batched_tokens=6)
-        core.scheduler.waiting = LastComeFirstServed()
+        core.scheduler.roster.waiting = LastComeFirstServed()
         params = SamplingParams(max_tokens=4, ignore_eos=True, seed=2)
         core.add("old", range(10, 22), SamplingParams(max_tokens=1))
         core.add("young", [8, 9], params)
@@ -168,8 +168,8 @@ class TestPreemption:
         core, _ = make(num_blocks=3)
         core.add("r", [2, 3], STEADY)
         core.kv.pool.take(2)  # a leak, as a bug elsewhere would leave
-        (request,) = core.scheduler.waiting
-        core.scheduler._begin(request, core.kv.match(request))
+        (request,) = core.scheduler.roster.waiting
+        core.scheduler.roster.begin(request, core.kv.match(request))
         (output,) = core.step()
         assert output.finish_reason is FinishReason.ERROR
         assert "cannot hold the oldest" in caplog.text
@@ -179,17 +179,17 @@ class TestCheck:
     def test_rows_are_audited_too(self) -> None:
         core, _ = make()
         core.check()
-        core.scheduler._free_rows.pop()
+        core.scheduler.roster._free_rows.pop()
         with pytest.raises(AssertionError, match="rows"):
             core.check()
 
     def test_nobody_stays_behind_after_his_end(self) -> None:
         core, _ = make()
         core.add("r", [2, 3], STEADY)
-        (request,) = core.scheduler.waiting
+        (request,) = core.scheduler.roster.waiting
         finish(core)
-        core.scheduler.waiting.push(request)
-        with pytest.raises(AssertionError, match="still running or waiting"):
+        core.scheduler.roster.waiting.push(request)
+        with pytest.raises(AssertionError, match="still has a place"):
             core.check()
 
 
