@@ -53,7 +53,7 @@ class PacedExecutor:
     """Draws ordinary words of the vocabulary, one after another, and takes its time.
 
     Args:
-        step_s: from the launch of a step to its tokens.
+        step_s: from one step's tokens to the next one's.
     """
 
     def __init__(self, token_ids: list[int], step_s: float) -> None:
@@ -63,7 +63,7 @@ class PacedExecutor:
         self._due_s = 0.0
 
     def forward(self, plan: StepPlan) -> None:
-        self._due_s = time.perf_counter() + self._step_s
+        self._due_s = max(self._due_s + self._step_s, time.perf_counter())
 
     def sample(self, plan: StepPlan) -> _Drawn:
         ids, first = self._token_ids, self._at
