@@ -33,7 +33,7 @@ class EngineOptions:
     gpu_memory_utilization: float = 0.9
     kv_cache_memory_bytes: int | None = None
     prefix_caching: bool = True
-    seed: int = 0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class ModelConfig:
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
-    seed: int
+    seed: int | None = None  # draws the seeds of requests that bring none; None: unpredictably
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ One step ahead, the step that is executed and the one that is seen are not the s
 
 from __future__ import annotations
 
-import secrets
+import random
 from array import array
 from collections import deque
 from collections.abc import Sequence
@@ -49,6 +49,7 @@ class EngineCore:
             StopRules(model.eos_token_ids),
         )
         self._executor = executor
+        self._random = random.SystemRandom() if model.seed is None else random.Random(model.seed)
         self._steps_ahead = limits.steps_ahead
         self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
 
@@ -65,7 +66,7 @@ class EngineCore:
             Overloaded: the queue is full.
         """
         prompt = _token_ids(prompt_ids)
-        seed = secrets.randbits(63) if params.seed is None else params.seed
+        seed = self._random.getrandbits(63) if params.seed is None else params.seed
         leader, *followers = (
             Request(request_id, prompt, params, index=i, seed=choice_seed(seed, i), salt=salt)
             for i in range(params.n)

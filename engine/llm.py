@@ -23,6 +23,7 @@ from engine.errors import InvalidRequest, RequestFailed
 from engine.exec.build import build
 from engine.text.chat import ChatTemplate
 from engine.text.choice import Choice
+from engine.text.files import read_text_files, sampling_defaults
 from engine.text.tokenizer import Tokenizer
 from engine.types import FinishReason, SamplingParams, TokenLogprob, TokenOutput
 
@@ -69,8 +70,10 @@ class LLM:
     def __init__(self, model: str | None = None, **options: Any) -> None:
         folder = hub.find_folder(model or str(builtin.path()), weights=True)
         self._core, self.info = build(EngineOptions(model=str(folder), **options))
-        self.tokenizer = Tokenizer.from_dir(folder)
-        self._template = ChatTemplate.from_dir(folder, self.tokenizer)
+        files = read_text_files(folder)
+        self.tokenizer = Tokenizer(files)
+        self._template = ChatTemplate.from_files(files, self.tokenizer)
+        self._default_params = SamplingParams(**sampling_defaults(files))  # type: ignore[arg-type]
         self._ids = itertools.count()
 
     def generate(
@@ -83,8 +86,8 @@ class LLM:
         """Generates for one prompt (text or token ids) or many, batched as the server would.
 
         Args:
-            params: for all prompts, or one for each. The default samples at temperature 1 up to the
-                model's context.
+            params: for all prompts, or one for each. The default is what the model's generation_config.json
+                says, or temperature 1, up to the model's context.
             progress: show a bar of finished prompts on stderr.
 
         Raises:
@@ -93,7 +96,7 @@ class LLM:
         """
         batch = _as_list(prompts)
         if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * len(batch)
+            params = [params or self._default_params] * len(batch)
         if len(params) != len(batch):
             raise InvalidRequest(f"{len(batch)} prompts, but {len(params)} sampling parameters.", "params")
         encoded = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in batch]

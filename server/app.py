@@ -6,8 +6,9 @@ app's `state.service`, so a process may hold as many apps as it likes, and tests
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI
@@ -28,6 +29,7 @@ from server.routes import chat, completions, models, operations
 from server.service import Service
 from server.settings import ServerSettings
 
+NO_DEFAULTS: Mapping[str, float] = MappingProxyType({})
 DESCRIPTION = "Serves a language model from a paged KV cache. Speaks the OpenAI API."
 
 
@@ -36,14 +38,16 @@ def create_app(
     settings: ServerSettings,
     tokenizer: Tokenizer,
     template: Template | None = None,
+    sampling_defaults: Mapping[str, float] = NO_DEFAULTS,
 ) -> FastAPI:
     """Builds the application.
 
     Args:
         client: not started yet; the app's lifespan starts and stops it.
         tokenizer, template: the model's own, from engine.text. Without a template only completions work.
+        sampling_defaults: for fields of SamplingParams that a request leaves out.
     """
-    service = Service(client, settings, tokenizer, template)
+    service = Service(client, settings, tokenizer, template, sampling_defaults)
     app = FastAPI(
         title="Quire",
         version=__version__,

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
+from collections.abc import Mapping
 from enum import Enum, unique
 
 from engine.client import EngineClient
@@ -36,13 +37,19 @@ class Service:
     """The server's state. One per app, no other."""
 
     def __init__(
-        self, client: EngineClient, settings: ServerSettings, tokenizer: Tokenizer, template: Template | None
+        self,
+        client: EngineClient,
+        settings: ServerSettings,
+        tokenizer: Tokenizer,
+        template: Template | None,
+        sampling_defaults: Mapping[str, float],
     ) -> None:
         self.client = client
         self.settings = settings
         self.prompts = Prompts(tokenizer, template)
         self.metrics = Metrics(client)
         self.model_name = settings.model_name
+        self.sampling_defaults = sampling_defaults
         self.created = int(time.time())
         self.phase = Phase.STARTING
         self.started = asyncio.Event()

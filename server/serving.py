@@ -16,6 +16,7 @@ from engine import builtin, hub
 from engine.client import ProcessClient
 from engine.errors import ModelError
 from engine.text.chat import ChatTemplate
+from engine.text.files import read_text_files, sampling_defaults
 from engine.text.tokenizer import Tokenizer
 from server import report
 from server.app import create_app
@@ -40,10 +41,11 @@ def serve(settings: ServerSettings, sock: socket.socket) -> int:
 async def _serve(settings: ServerSettings, folder: Path, sock: socket.socket) -> int:
     options = replace(settings.engine, model=str(folder))
     progress = report.LoadProgress()
-    tokenizer = Tokenizer.from_dir(folder)
-    template = ChatTemplate.from_dir(folder, tokenizer)
+    files = read_text_files(folder)
+    tokenizer = Tokenizer(files)
+    template = ChatTemplate.from_files(files, tokenizer)
     client = ProcessClient(options, tokenizer, on_progress=progress)
-    app = create_app(client, settings, tokenizer, template)
+    app = create_app(client, settings, tokenizer, template, sampling_defaults(files))
     server = Server(app, settings)
     show = report.printer(settings, url(settings.host, sock), lambda: client.info)
     try:

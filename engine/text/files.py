@@ -16,6 +16,13 @@ from engine.errors import ModelError
 DEFAULT_TEMPLATE = "default"
 # Names under which a tokenizer keeps a token for its own use; templates see them as variables.
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SAMPLING_RANGES = {
+    "temperature": (0.0, 2.0),
+    "top_p": (1e-6, 1.0),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (1e-3, 100.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +118,20 @@ def _templates_in(value: object) -> dict[str, str]:
     if isinstance(value, dict):
         return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, str)}
     return {}
+
+
+def sampling_defaults(files: TextFiles) -> dict[str, float]:
+    """What the model's authors would sample with: fields of SamplingParams, from generation_config.json.
+
+    An explicit `"do_sample": false` is greedy. Values out of range are left out: they are the checkpoint's
+    fault, not that of a request which did not mention them.
+    """
+    generation = files.generation
+    found: dict[str, float] = {}
+    for name, (low, high) in _SAMPLING_RANGES.items():
+        value = generation.get(name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high:
+            found[name] = value
+    if generation.get("do_sample") is False:
+        found["temperature"] = 0.0
+    return found

@@ -36,7 +36,12 @@ class ChatApi(Api[ChatRequest]):
         return [prompt]
 
     def params(self, request: ChatRequest) -> SamplingParams:
-        return to_sampling_params(request, max_tokens=request.token_limit, logprobs=request.alternatives)
+        return to_sampling_params(
+            request,
+            self.service.sampling_defaults,
+            max_tokens=request.token_limit,
+            logprobs=request.alternatives,
+        )
 
     def chunks(self, request: ChatRequest, head: Head, generation: Generation) -> Chunks:
         return ChatChunks(head, lambda: generation.usage, request.usage_in_stream, self.service.tokenizer)

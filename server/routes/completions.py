@@ -38,6 +38,7 @@ class CompletionApi(Api[CompletionRequest]):
     def params(self, request: CompletionRequest) -> SamplingParams:
         return to_sampling_params(
             request,
+            self.service.sampling_defaults,
             max_tokens=request.token_limit,
             logprobs=request.logprobs,
             prompt_logprobs=request.logprobs if request.echo else None,

@@ -151,7 +151,9 @@ class GenerationRequest(WireModel):
     )
     stream: bool | None = Field(False, description="Server-sent events, ending with `data: [DONE]`.")
     stream_options: StreamOptions | None = None
-    temperature: float | None = Field(1.0, ge=0, le=2, description="0 is greedy.")
+    temperature: float | None = Field(
+        1.0, ge=0, le=2, description="0 is greedy. The model's generation_config.json may set other defaults."
+    )
     top_p: float | None = Field(1.0, gt=0, le=1, description="Nucleus mass.")
     top_k: int | None = Field(
         0, ge=-1, le=INT32_MAX, description="Keep the k likeliest tokens; 0 or -1: all."
@@ -208,6 +210,7 @@ _SAMPLING_FIELDS = (
 
 def to_sampling_params(
     request: GenerationRequest,
+    defaults: Mapping[str, float],
     *,
     max_tokens: int | None,
     logprobs: int | None,
@@ -215,12 +218,15 @@ def to_sampling_params(
 ) -> SamplingParams:
     """The one way from a request to SamplingParams.
 
+    Args:
+        defaults: the model's own, for fields that the request leaves out.
+
     Raises:
         InvalidRequest: naming the field.
     """
-    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS}
+    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS if name in request.model_fields_set}
     return SamplingParams(
-        **{name: value for name, value in given.items() if value is not None},
+        **{**defaults, **{name: value for name, value in given.items() if value is not None}},
         stop_token_ids=tuple(request.stop_token_ids or ()),
         max_tokens=max_tokens,
         logprobs=logprobs,

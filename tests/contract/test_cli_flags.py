@@ -33,7 +33,7 @@ FLAGS = {
     "--gpu-memory-utilization": ("QUIRE_GPU_MEMORY_UTILIZATION", "gpu_memory_utilization", 0.9),
     "--kv-cache-memory": ("QUIRE_KV_CACHE_MEMORY", "kv_cache_memory_bytes", None),
     "--no-prefix-caching": ("QUIRE_NO_PREFIX_CACHING", "prefix_caching", True),
-    "--seed": ("QUIRE_SEED", "seed", 0),
+    "--seed": ("QUIRE_SEED", "seed", None),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.core import EngineCore, choice_seed
@@ -185,3 +187,17 @@ def test_salts_keep_tenants_apart() -> None:
     assert finish(core)[0].cached_tokens == 0
     core.add("c", range(2, 12), STEADY, salt=b"one")
     assert finish(core)[0].cached_tokens == 8
+
+
+def test_the_engines_seed_repeats_the_seeds_it_draws() -> None:
+    def tokens(seed: int | None) -> list[int | None]:
+        config = make_config()
+        config = replace(config, model=replace(config.model, seed=seed))
+        core = EngineCore(config, FakeExecutor(config))
+        for i in range(2):
+            core.add(f"r{i}", [1, 2, 3], SamplingParams(max_tokens=12, ignore_eos=True))
+        return [output.token_id for output in finish(core)]
+
+    assert tokens(7) == tokens(7)
+    assert tokens(7) != tokens(8)
+    assert tokens(None) != tokens(None)
