@@ -273,7 +273,9 @@ ENGINE_FLAGS = (
         "size of the KV pool, such as 4GiB or 500M (default: what is left)",
     ),
     Flag("no-prefix-caching", "prefix_caching", _switch, "", "do not share equal prefixes", switch_to=False),
-    Flag("seed", "seed", _whole(0, 2**63 - 1), "N", "draws the seeds that requests leave out (default: random)"),
+    Flag(
+        "seed", "seed", _whole(0, 2**63 - 1), "N", "draws the seeds that requests leave out (default: random)"
+    ),
 )
 
 
