@@ -23,7 +23,7 @@ step() {  # NAME LIMIT_S COMMAND...
   echo "== $name: $((SECONDS - started)) s"
 }
 step "kernel tests" 150 python3 -m pytest -c benchmarks/gpu.ini --rootdir . -m gpu tests/kernels -x -q
-step "engine tests" 120 python3 -m pytest -c benchmarks/gpu.ini --rootdir . -m gpu tests/integration -x -q
+step "engine tests" 120 python3 -m pytest -c benchmarks/gpu.ini --rootdir . -m gpu tests/integration/test_engine_cuda.py -x -q
 step "kernels" 120 python3 -m benchmarks.kernels --json "$out/gpu-kernels.json"
 step "engine, qwen3-0.6b" 60 python3 -m benchmarks.engine --model qwen3-0.6b --json "$out/gpu-engine-qwen3-0.6b.json"
 step "engine, llama-3.1-8b" 60 python3 -m benchmarks.engine --model llama-3.1-8b --json "$out/gpu-engine-llama-3.1-8b.json"
