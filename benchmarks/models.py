@@ -61,5 +61,5 @@ def random_transformer(
             dense[slot.name] = weight.fill_(1.0) if weight.dim() == 1 else weight
     if spec.tied_embeddings:
         embed_VE = dense["embed"]
-        linear["lm_head"] = api.pack_linear(embed_VE if embed_VE.is_cuda else embed_VE.clone(), None)
+        linear["lm_head"] = api.pack_linear(embed_VE, None)
     return Transformer(spec, ModelWeights(dense, linear), max_model_len, TensorGroup())
