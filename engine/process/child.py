@@ -83,7 +83,15 @@ def _serve(link: Link) -> int:
 
 def _factory(name: str) -> Build:
     module, _, function = name.partition(":")
-    build: Build = getattr(importlib.import_module(module), function)
+    try:
+        build: Build = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "kernels":
+            raise ConfigError(
+                "Another Python package named `kernels` hides Quire's own. Remove it (pip uninstall kernels), "
+                "or run Quire in an environment of its own."
+            ) from error
+        raise
     return build
 
 

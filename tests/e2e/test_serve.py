@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,12 +143,12 @@ def test_a_killed_engine_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("problem", ["missing", "pickle", "architecture", "port", "memory"])
 def test_what_cannot_work_is_refused_in_one_line(problem: str, tmp_path: Path, builtin: Server) -> None:
-    args: list[str] = [str(make_checkpoint(tmp_path, "llama"))] if problem != "missing" else []
-    path = Path(args[0]) if args else tmp_path / "nowhere"
+    path = tmp_path / "model"
+    if problem != "missing":
+        shutil.copytree(make_checkpoint(tmp_path, "llama"), path)
+    args = [str(path)]
     port = free_port()
-    if problem == "missing":
-        args = [str(path)]
-    elif problem == "pickle":
+    if problem == "pickle":
         next(path.glob("*.safetensors")).unlink()
         (path / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
     elif problem == "architecture":
@@ -155,7 +156,7 @@ def test_what_cannot_work_is_refused_in_one_line(problem: str, tmp_path: Path, b
         (path / "config.json").write_text(json.dumps({**config, "architectures": ["T5Model"]}))
     elif problem == "port":
         port = int(builtin.url.rsplit(":", 1)[1])
-    else:
+    elif problem == "memory":
         args += ["--kv-cache-memory", "900GiB"]
     done = subprocess.run(
         [sys.executable, "-m", "server.cli", "serve", *args, "--port", str(port)],

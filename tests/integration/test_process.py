@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.helpers.fake_engine import ByteTokenizer
 
 FACTORY = "tests.helpers.fake_engine:build"
 DEADLINE_S = 20.0
+ROOT = Path(__file__).resolve().parents[2]
 FOREVER = list(b"forever")
 
 
@@ -242,6 +244,21 @@ def test_a_start_that_fails_says_why(model: str, error: type[Exception], message
         assert client.engine_pid is not None
         assert not alive(client.engine_pid)
         await client.stop()
+
+    asyncio.run(main())
+
+
+def test_another_package_named_kernels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face has a library of that name; see kernels/README.md."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").touch()
+    (tmp_path / "kernels" / "api.py").touch()  # an editable install would find ours behind a missing one
+    monkeypatch.chdir(tmp_path)  # `python -m` looks here first
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+
+    async def main() -> None:
+        with pytest.raises(ConfigError, match="Another Python package named `kernels`"):
+            await make(factory="engine.exec.build:build").start()
 
     asyncio.run(main())
 
