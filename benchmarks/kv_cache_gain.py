@@ -110,7 +110,7 @@ def _timed(model: Transformer, call: Callable[[], Tensor]) -> tuple[float, Tenso
 
 
 def _medians(samples: dict[int, list[float]]) -> dict[int, float]:
-    return {position: statistics.median(times) for position, times in samples.items()}
+    return {position: round(statistics.median(times), 6) for position, times in samples.items()}
 
 
 def memory_per_token(model: Transformer) -> dict[str, int]:
@@ -232,7 +232,7 @@ def main() -> None:
         result = {"machine": facts, "model": name, "dtype": args.dtype, "block_size": BLOCK_SIZE}
         times = {"cached_s": gain.cached_s, "recomputed_s": gain.recomputed_s}
         agree = {"same_choices": gain.same_choices, "positions": len(gain.recomputed_s)}
-        args.json.write_text(json.dumps({**result, **agree, "memory": memory, **times}, indent=1) + "\n")
+        args.json.write_text(json.dumps({**result, **agree, "memory": memory, **times}) + "\n")
 
 
 if __name__ == "__main__":
