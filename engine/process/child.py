@@ -88,8 +88,8 @@ def _factory(name: str) -> Build:
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "kernels":
             raise ConfigError(
-                "Another Python package named `kernels` hides Quire's own. Remove it (pip uninstall kernels), "
-                "or run Quire in an environment of its own."
+                "Another Python package named `kernels` hides Quire's own. Remove it "
+                "(pip uninstall kernels), or run Quire in an environment of its own."
             ) from error
         raise
     return build
