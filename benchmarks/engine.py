@@ -31,6 +31,8 @@ from kernels import api
 
 def make_core(args: argparse.Namespace, device: torch.device) -> EngineCore:
     """The real core and executor around a random model."""
+    if device.type == "cpu":
+        api.leave_torch_one_thread()
     spec = read_spec(args.model)
     dtype = getattr(torch, args.dtype)
     model = random_transformer(spec, dtype=dtype, device=device, max_model_len=args.max_model_len)
@@ -104,7 +106,7 @@ def main() -> None:
     warm = [([1] * 64, SamplingParams(max_tokens=4, ignore_eos=True, temperature=args.temperature))] * 4
     run(core, warm, args.max_seconds)
     result = run(core, make_requests(args, vocab_size), args.max_seconds)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     result |= {"model": args.model, "dtype": args.dtype, "device": name, "backend": api.backend_name(device)}
     print(json.dumps(result, indent=2))
     if args.json:

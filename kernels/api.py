@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.copy_blocks import cpu as _copy_blocks_cpu
 from kernels.linear.linear import PackedLinear, linear, pack_linear
 from kernels.logprobs import cpu as _logprobs_cpu
+from kernels.native.library import leave_torch_one_thread
 from kernels.paged_attention import cpu as _paged_attention_cpu
 from kernels.penalize import cpu as _penalize_cpu
 from kernels.rms_norm import cpu as _rms_norm_cpu
@@ -33,6 +34,7 @@ __all__ = [
     "SampleParams",
     "backend_name",
     "copy_blocks",
+    "leave_torch_one_thread",
     "linear",
     "logprobs",
     "pack_linear",

@@ -72,6 +72,8 @@ def build_executor(
     config: EngineConfig, checkpoint: Checkpoint, device: torch.device, progress: Progress | None = None
 ) -> LocalExecutor:
     """Allocates weights, KV memory and rows."""
+    if device.type == "cpu":
+        api.leave_torch_one_thread()
     model = loader.load(
         checkpoint,
         dtype=config.model.dtype,

@@ -96,22 +96,18 @@ class Sampler:
         """
         finite_S = torch.isfinite(logits_SV.amax(dim=-1))
         self._adjust(logits_SV, rows, positions, row_S)
-        greedy = not self._sampling or self._sampling.isdisjoint(rows)
-        if greedy:
-            token_S = logits_SV.argmax(dim=-1)
-        else:
-            floats, ints = self._floats_6R[:, row_S], self._ints_3R[:, row_S]
-            params = api.SampleParams(
-                temperature_S=floats[0],
-                top_k_S=ints[0].to(torch.int32),
-                top_p_S=floats[1],
-                min_p_S=floats[2],
-                seed_S=ints[1],
-                position_S=position_S,
-                all_greedy=False,
-                any_filter=not self._filtered.isdisjoint(rows),
-            )
-            token_S = api.sample(logits_SV, params)
+        floats, ints = self._floats_6R[:, row_S], self._ints_3R[:, row_S]
+        params = api.SampleParams(
+            temperature_S=floats[0],
+            top_k_S=ints[0].to(torch.int32),
+            top_p_S=floats[1],
+            min_p_S=floats[2],
+            seed_S=ints[1],
+            position_S=position_S,
+            all_greedy=self._sampling.isdisjoint(rows),
+            any_filter=not self._filtered.isdisjoint(rows),
+        )
+        token_S = api.sample(logits_SV, params)
         token_S = torch.where(finite_S, token_S, -1)
         self._penalties.count(rows, token_S)
         return token_S
