@@ -174,7 +174,8 @@ class PenaltyTables:
         prompt, output = known[: start.prompt_len], known[start.prompt_len :]
         self._prompt_seen_UV[slot] = False
         self._prompt_seen_UV[slot, prompt] = True
-        self._output_count_UV[slot] = torch.bincount(output, minlength=self._vocab_size).to(torch.int32)
+        counts_V = self._output_count_UV[slot].zero_()
+        counts_V.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))  # bincount would wait
 
     def _grow(self) -> None:
         old = self._output_count_UV.shape[0]
