@@ -18,9 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from engine import builtin, hub
+from engine.build import build
 from engine.config import EngineOptions
 from engine.errors import InvalidRequest, RequestFailed
-from engine.exec.build import build
 from engine.text.chat import ChatTemplate
 from engine.text.choice import Choice
 from engine.text.files import read_text_files, sampling_defaults

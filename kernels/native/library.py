@@ -72,8 +72,8 @@ def leave_torch_one_thread() -> None:
     """For a process that serves a model on the CPU: the cores are the native ops'.
 
     Torch keeps its idle OpenMP threads spinning, on cores that the next op needs; its few small ops in a step
-    gain less from a second thread than that costs. Without the library, or where oneDNN multiplies (AMX), torch
-    keeps its threads.
+    gain less from a second thread than that costs. Without the library, or where oneDNN multiplies (AMX),
+    torch keeps its threads.
     """
     if library() is not None and not torch.cpu._is_amx_tile_supported():
         torch.set_num_threads(1)

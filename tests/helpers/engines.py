@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from engine.build import build_executor
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.core import EngineCore
-from engine.exec.build import build_executor
 from engine.model.checkpoint import inspect
 from engine.types import FinishReason, SamplingParams, TokenLogprob, TokenOutput
 

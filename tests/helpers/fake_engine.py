@@ -10,7 +10,7 @@ The prompt's bytes are a command, the rest of them its argument:
     raw HEX         the bytes, whatever they are
     control         a control token again and again
 
-`build` has the interface of engine.exec.build.build; the options' model says how the start goes.
+`build` has the interface of engine.build.build; the options' model says how the start goes.
 """
 
 from __future__ import annotations

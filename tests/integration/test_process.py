@@ -258,7 +258,7 @@ def test_another_package_named_kernels_is_named(tmp_path: Path, monkeypatch: pyt
 
     async def main() -> None:
         with pytest.raises(ConfigError, match="Another Python package named `kernels`"):
-            await make(factory="engine.exec.build:build").start()
+            await make(factory="engine.build:build").start()
 
     asyncio.run(main())
 
