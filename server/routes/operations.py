@@ -19,7 +19,9 @@ def router(service: Service) -> APIRouter:
         """200 also while starting and draining: restarting the process would help neither."""
         trouble = _trouble(service)
         if trouble is not None:
-            raise ApiError(503, f"The engine is not healthy: {trouble.rstrip('.')}.", code="engine_unavailable")
+            raise ApiError(
+                503, f"The engine is not healthy: {trouble.rstrip('.')}.", code="engine_unavailable"
+            )
         return JSONResponse({"status": "ok", "phase": service.phase.value})
 
     @routes.get("/ready", summary="Should traffic be sent here?")
