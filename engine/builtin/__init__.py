@@ -1,10 +1,11 @@
-"""The small model that ships with Quire. A demo: it only knows Quire."""
+"""The small demo model that ships with Quire.
 
-from __future__ import annotations
+Knows: where its files are. Does not know: how to read or run them. Made by `make builtin-model`.
+"""
 
 from pathlib import Path
 
 
 def path() -> Path:
-    """The folder of its checkpoint, in Hugging Face form."""
+    """The model directory, in Hugging Face form, with its card as README.md."""
     return Path(__file__).parent / "model"

@@ -1,0 +1,43 @@
+"""Writes the model card from the measured score, so that the card cannot drift from the weights.
+
+Knows: what the card says. Does not know: how the score was measured.
+"""
+
+import hashlib
+from pathlib import Path
+
+from training.dataset import Book
+from training.evaluate import Score
+from training.model import Shape
+
+_TEMPLATE = Path(__file__).parent / "data" / "card.md"
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write(folder: Path, score: Score, book: Book, shape: Shape, minutes: float) -> None:
+    """Writes README.md next to the weights."""
+    weights = folder / "model.safetensors"
+    size = weights.stat().st_size
+    text = _TEMPLATE.read_text(encoding="utf-8").format(
+        layers=shape.layers,
+        hidden=shape.hidden_size,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        parameters=shape.parameters(),
+        megabytes=size / 1e6,
+        vocab=shape.vocab_size,
+        positions=shape.max_positions,
+        right=score.right,
+        total=score.total,
+        percent=score.percent,
+        digest=sha256(weights),
+        intents=len(book.intents) - 1,
+        off_topic=sum(result.intent == "off_topic" for result in score.results),
+        minutes=minutes,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
