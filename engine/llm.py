@@ -69,6 +69,8 @@ class LLM:
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
         folder = hub.find_folder(model or str(builtin.path()), weights=True)
+        # A batch is as long as its caller likes: a queue's bound is for those who share a server.
+        options.setdefault("max_queued_requests", 2**31 - 1)
         self._core, self.info = build(EngineOptions(model=str(folder), **options))
         files = read_text_files(folder)
         self.tokenizer = Tokenizer(files)

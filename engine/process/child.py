@@ -60,7 +60,7 @@ def _prepare_process() -> None:
     end: it closes the socket, and may always kill. SIGUSR1 writes every thread's stack to stderr."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Torch keeps a compiled oneDNN primitive for every batch size it has seen, up to a megabyte each and for as
+    # Torch keeps a compiled oneDNN primitive for every batch size it has seen, up to a megabyte each, for as
     # long as the process lives. The variables are read when torch is imported, which is later.
     for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "16")

@@ -34,6 +34,11 @@ def test_texts_ids_and_lists_of_either(llm: LLM) -> None:
     assert by_text.choices[0].finish_reason is FinishReason.LENGTH
 
 
+def test_a_batch_may_be_longer_than_a_servers_queue(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    assert len(llm.generate([[5, 6, i % 90] for i in range(400)], params)) == 400
+
+
 def test_choices_and_seeds(llm: LLM) -> None:
     params = SamplingParams(n=3, seed=7, max_tokens=10, ignore_eos=True)
     first, second = llm.generate(["abc", "abc"], params)
