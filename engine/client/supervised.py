@@ -28,7 +28,7 @@ from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
 
 log = logging.getLogger(__name__)
 
-DEFAULT_FACTORY = "engine.exec.build:build"
+DEFAULT_FACTORY = "engine.build:build"
 MAX_BACKOFF_S = 30.0
 OnProgress = Callable[[int, int], object]
 
