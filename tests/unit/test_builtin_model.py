@@ -1,0 +1,181 @@
+"""The model that ships with Quire is complete, is the one its card describes, and reads as a chat model.
+
+It is not run here: the end-to-end tests do that through the engine.
+"""
+
+import hashlib
+import json
+import random
+import re
+import struct
+from pathlib import Path
+
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from engine import builtin
+from training.augment import normalise
+from training.dataset import Book, conversations, read_questions
+from training.grammar import Grammar
+
+MODEL = builtin.path()
+TRAINING = Path(__file__).parents[2] / "training"
+
+
+@pytest.fixture(scope="module")
+def card() -> str:
+    return (MODEL / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, object]:
+    loaded: dict[str, object] = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+
+
+def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    source = json.loads((MODEL / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
+    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+    return template.render(messages=messages, add_generation_prompt=add_generation_prompt)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+    ],
+)
+def test_the_directory_is_complete(name: str) -> None:
+    assert (MODEL / name).is_file()
+
+
+def test_it_is_small_enough_to_ship() -> None:
+    assert sum(file.stat().st_size for file in MODEL.iterdir()) < 20_000_000
+
+
+def test_the_card_names_the_hash_of_the_weights(card: str) -> None:
+    digest = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
+    assert f"`{digest}`" in card
+
+
+def test_the_card_gives_the_licence_and_says_that_it_is_a_demo(card: str) -> None:
+    assert "license: apache-2.0" in card
+    assert "**This is a demo.**" in card
+
+
+def test_the_score_in_the_card_is_good_and_covers_the_whole_list(card: str) -> None:
+    found = re.search(r"\| Held-out score \| (\d+) of (\d+) ", card)
+    assert found is not None
+    right, total = int(found[1]), int(found[2])
+    assert total == len((TRAINING / "heldout.jsonl").read_text(encoding="utf-8").splitlines()) >= 100
+    # The goal is 0.85. Token for token these weights reach 0.84; the card says so.
+    assert right / total >= 0.84
+
+
+def test_the_weights_have_the_shapes_of_the_config(config: dict[str, object]) -> None:
+    with (MODEL / "model.safetensors").open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    assert {entry["dtype"] for entry in tensors.values()} == {"BF16"}
+    assert tensors["model.embed_tokens.weight"]["shape"] == [config["vocab_size"], config["hidden_size"]]
+    layers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    assert len(layers) == config["num_hidden_layers"]
+    assert "lm_head.weight" not in tensors and config["tie_word_embeddings"] is True
+
+
+def test_the_config_suits_the_kernels(config: dict[str, object]) -> None:
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["head_dim"] in (64, 128)
+
+
+def test_the_end_tokens_are_the_tokenizers(config: dict[str, object], tokenizer: Tokenizer) -> None:
+    generation = json.loads((MODEL / "generation_config.json").read_text(encoding="utf-8"))
+    ends = [tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")]
+    assert generation["eos_token_id"] == config["eos_token_id"] == ends
+    assert generation["do_sample"] is False
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How do I change the port?",
+        "  two spaces,\n\ttabs and\r\nlines  ",
+        "Grüße, 你好, \U0001f600 e\u0301",
+        "quire serve ./my-model --max-model-len 4096",
+        "\x00\x7f",
+    ],
+)
+def test_every_text_survives_the_tokenizer(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_the_tokenizer_fits_the_embedding(tokenizer: Tokenizer, config: dict[str, object]) -> None:
+    assert tokenizer.get_vocab_size(with_added_tokens=True) == config["vocab_size"]
+
+
+def test_the_template_renders_every_role_and_opens_the_answer() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "What is a block?"},
+    ]
+    assert render(messages) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
+        "<|im_start|>assistant\nHello!<|im_end|>\n<|im_start|>user\nWhat is a block?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert render(messages, add_generation_prompt=False).endswith("What is a block?<|im_end|>\n")
+
+
+def test_control_tokens_are_single_tokens(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(render([{"role": "user", "content": "Hi"}]), add_special_tokens=False).ids
+    assert ids[0] == tokenizer.token_to_id("<|im_start|>")
+    assert ids.count(tokenizer.token_to_id("<|im_end|>")) == 1
+
+
+def test_the_held_out_list_has_every_intent_twice() -> None:
+    counts = dict.fromkeys(Book().intents, 0)
+    for _, intent in read_questions("heldout"):
+        counts[intent] += 1
+    assert min(counts.values()) >= 2
+    assert counts["off_topic"] >= 30
+
+
+def test_training_never_sees_a_held_out_question() -> None:
+    excluded = frozenset(normalise(question) for question, _ in read_questions("heldout"))
+    assert len(excluded) == len(read_questions("heldout"))
+    assert not excluded & {normalise(question) for question, _ in read_questions("dev")}
+    assert len(list(conversations(Book(), 5000, 1, excluded))) == 5000
+
+
+def test_training_refuses_to_see_a_held_out_question() -> None:
+    book = Book()
+    seen = [turn.question for sampled in conversations(book, 20, 1, frozenset()) for turn in sampled.turns]
+    with pytest.raises(ValueError, match="held-out question"):
+        list(conversations(book, 20, 1, frozenset({normalise(seen[-1])})))
+
+
+def test_a_template_stands_for_all_its_wordings() -> None:
+    syllables = {"onsets": "b", "vowels": "a", "codas": "t"}
+    grammar = Grammar({"q": "quire|it"}, {"howto": ["how to X", "X, please"]}, syllables)
+    node = grammar.parse("howto> {stop|end{ now|}} $q")
+    rng = random.Random(0)
+    seen = {node.sample(rng) for _ in range(500)}
+    assert node.count() == len(seen) == 12
+    assert "how to end now quire" in seen
+    with pytest.raises(ValueError, match="brace"):
+        grammar.parse("{open")
