@@ -12,6 +12,7 @@ from enum import StrEnum, unique
 from typing import NamedTuple
 
 from engine.errors import InvalidRequest
+from engine.views import CacheReport, HistogramData, TenantUse
 
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
@@ -164,6 +165,7 @@ class TokenOutput(NamedTuple):
     cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # once, with the first token
     error: str | None = None
+    cache: CacheReport | None = None  # once, with the first token, where it was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,7 @@ class TokenEvent:
     cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     error: str | None = None
+    cache: CacheReport | None = None  # with a choice's first event, where it was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +222,20 @@ class EngineSnapshot:
     """The engine's state after a step. Counters only grow within one engine process.
 
     in_use + cached + free blocks = the pool, always; shared blocks are among those in use.
+
+    Attributes:
+        tokens_held: tokens whose keys and values are in blocks in use; the rest of their slots is waste.
+        cached_tokens: tokens in cached blocks.
+        allocated_blocks: blocks handed out. reused_blocks: cached blocks taken into use by a prefix hit.
+        evicted_blocks: by EvictionCause.
+        prefix_queries, prefix_hits: requests looked up, and those of which any block was found.
+        misses, miss_tokens: by MissReason: requests, and prompt tokens that were not reused.
+        whatif_hit_tokens: by size of the pool, relative to what it is ("0.5", "1", ...): the prompt tokens
+            that would have been found; of `prefix_query_tokens`.
+        ghosts: evicted blocks that are remembered for this.
+        busy_s: time spent in steps.
+        histograms: by name; see engine.stats.BUCKETS.
+        tenants: by name.
     """
 
     steps: int = 0
@@ -230,11 +247,23 @@ class EngineSnapshot:
     blocks_cached: int = 0
     blocks_free: int = 0
     tokens_held: int = 0
+    cached_tokens: int = 0
+    allocated_blocks: int = 0
+    reused_blocks: int = 0
+    evicted_blocks: Mapping[str, int] = field(default_factory=dict)
+    prefix_queries: int = 0
+    prefix_hits: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
-    evicted_blocks: int = 0
+    misses: Mapping[str, int] = field(default_factory=dict)
+    miss_tokens: Mapping[str, int] = field(default_factory=dict)
+    whatif_hit_tokens: Mapping[str, int] = field(default_factory=dict)
+    ghosts: int = 0
     preemptions: int = 0
     recomputed_tokens: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    busy_s: float = 0.0
     requests_finished: Mapping[str, int] = field(default_factory=dict)
+    histograms: Mapping[str, HistogramData] = field(default_factory=dict)
+    tenants: Mapping[str, TenantUse] = field(default_factory=dict)
