@@ -12,9 +12,10 @@ One step ahead, the step that is executed and the one that is seen are not the s
 from __future__ import annotations
 
 import random
+import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine.config import EngineConfig
 from engine.errors import InvalidRequest
@@ -25,6 +26,7 @@ from engine.sched.limits import RequestLimits
 from engine.sched.scheduler import Scheduler
 from engine.sched.stopping import StopRules
 from engine.types import EngineSnapshot, SamplingParams, TokenOutput
+from engine.views import DEFAULT_SCOPE, CacheScope, EvictionCause
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
@@ -35,9 +37,12 @@ class EngineCore:
 
     Args:
         executor: runs plans in order; a fake one needs no device.
+        clock: seconds from any moment on, never backwards.
     """
 
-    def __init__(self, config: EngineConfig, executor: Executor) -> None:
+    def __init__(
+        self, config: EngineConfig, executor: Executor, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         model, limits = config.model, config.scheduler
         self.kv = KVManager(config.cache)
         self.scheduler = Scheduler(
@@ -49,26 +54,43 @@ class EngineCore:
             StopRules(model.eos_token_ids),
         )
         self._executor = executor
+        self._clock = clock
         self._random = random.SystemRandom() if model.seed is None else random.Random(model.seed)
         self._steps_ahead = limits.steps_ahead
         self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
 
     def add(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, salt: bytes = b""
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        scope: CacheScope = DEFAULT_SCOPE,
+        explain: bool = False,
     ) -> None:
         """Queues a request with `params.n` choices.
 
         Args:
-            salt: requests share cached prefixes only with requests of the same salt.
+            scope: requests share cached prefixes only with requests of the same salt.
+            explain: the first output of each choice is to say what was reused, and why not more.
 
         Raises:
             RequestError: it can never run; nothing was changed.
             Overloaded: the queue is full.
         """
         prompt = _token_ids(prompt_ids)
+        now_s = self._clock()
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
         leader, *followers = (
-            Request(request_id, prompt, params, index=i, seed=choice_seed(seed, i), salt=salt)
+            Request(
+                request_id,
+                prompt,
+                params,
+                index=i,
+                seed=choice_seed(seed, i),
+                scope=scope,
+                explain=explain,
+                arrival_s=now_s,
+            )
             for i in range(params.n)
         )
         leader.followers = followers
@@ -128,7 +150,7 @@ class EngineCore:
             tokens_held=self.kv.tokens_held(scheduler.running),
             prefix_query_tokens=counters.prefix_query_tokens,
             prefix_hit_tokens=counters.prefix_hit_tokens,
-            evicted_blocks=pool.evictions,
+            evicted_blocks={EvictionCause.CAPACITY.value: pool.evictions},
             preemptions=counters.preemptions,
             recomputed_tokens=counters.recomputed_tokens,
             prompt_tokens=counters.prompt_tokens,

@@ -17,11 +17,11 @@ One rule instead of two phases: each step gives tokens until `computed == known`
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from enum import Enum, auto, unique
 
 from engine.types import SamplingParams, TokenLogprob
+from engine.views import DEFAULT_SCOPE, CacheReport, CacheScope
 
 UNLIMITED = 2**31
 
@@ -70,6 +70,11 @@ class Request:
         prompt_logprobs: collected by the choice that computes the prompt, None once handed over.
         preemptions: also its epoch: results of steps planned in an earlier epoch are dropped.
         lost_tokens: what the last preemption took from it.
+        scope: on whose account its blocks are, and with whom they are shared.
+        number: its id as an unsigned 32-bit number, for columns of numbers; 0 where the id is none.
+        explain: its caller wants to know what was reused. `report` says it, until it is handed over.
+        arrival_s, admitted_s, first_token_s: by the engine's clock. Only the choice that was in the queue
+            is ever admitted; first_token_s is each choice's own.
 
     The KVManager's, kept here because they live as long:
         block_ids: the page table.
@@ -79,10 +84,11 @@ class Request:
     """
 
     __slots__ = (
-        "arrival_s", "block_ids", "block_keys", "cached_tokens", "compute_limit", "computed", "confirmed",
-        "copy_source", "followers", "in_flight", "index", "lost_tokens", "max_output", "num_published",
-        "order", "params", "preemptions", "prompt_len", "prompt_logprobs", "request_id", "row", "salt",
-        "seed", "started", "status", "stop_ids", "token_ids",
+        "admitted_s", "arrival_s", "block_ids", "block_keys", "cached_tokens", "compute_limit", "computed",
+        "confirmed", "copy_source", "explain", "first_token_s", "followers", "in_flight", "index",
+        "lost_tokens", "max_output", "num_published", "number", "order", "params", "preemptions",
+        "prompt_len", "prompt_logprobs", "report", "request_id", "row", "scope", "seed", "started", "status",
+        "stop_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -93,13 +99,18 @@ class Request:
         *,
         index: int = 0,
         seed: int = 0,
-        salt: bytes = b"",
+        scope: CacheScope = DEFAULT_SCOPE,
+        explain: bool = False,
+        arrival_s: float = 0.0,
     ) -> None:
         self.request_id = request_id
+        self.number = _number(request_id)
         self.index = index
         self.params = params
         self.seed = seed
-        self.salt = salt
+        self.scope = scope
+        self.explain = explain
+        self.report: CacheReport | None = None
         self.token_ids: list[int] = list(prompt_ids)
         self.prompt_len = len(self.token_ids)
         self.status = Status.WAITING
@@ -120,13 +131,20 @@ class Request:
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if collects else None
         self.preemptions = 0
         self.lost_tokens = 0
-        self.arrival_s = time.monotonic()
+        self.arrival_s = arrival_s
+        self.admitted_s: float | None = None
+        self.first_token_s: float | None = None
 
     def set_limits(self, max_output: int, stop_ids: frozenset[int] = frozenset()) -> None:
         """Sets what ends this choice. The scheduler's, when the request is added."""
         self.max_output = max_output
         self.compute_limit = self.prompt_len + max(max_output - 1, 0)
         self.stop_ids = stop_ids
+
+    @property
+    def salt(self) -> bytes:
+        """Only requests of the same salt share blocks."""
+        return self.scope.salt
 
     @property
     def known(self) -> int:
@@ -149,3 +167,12 @@ class Request:
             f"<{self.request_id}/{self.index} {self.status.name} row {self.row}: "
             f"{self.computed} of {self.known} computed, {self.in_flight} in flight, blocks {self.block_ids}>"
         )
+
+
+def _number(request_id: str) -> int:
+    """The number that a request's id is the decimal form of.
+
+    >>> _number("17"), _number("chat-17")
+    (17, 0)
+    """
+    return int(request_id) & 0xFFFFFFFF if len(request_id) < 20 and request_id.isdecimal() else 0

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from engine.text.detokenizer import DecodesTokens, make_detokenizer
 from engine.text.stops import StopChecker
 from engine.types import FinishReason, SamplingParams, TokenEvent, TokenLogprob, TokenOutput
+from engine.views import CacheReport
 
 
 class Choice:
@@ -22,9 +23,9 @@ class Choice:
     """
 
     __slots__ = (
-        "_cached_tokens", "_detokenize", "_error", "_finish_reason", "_flush", "_generated", "_include_stop",
-        "_logprobs", "_min_tokens", "_prompt_logprobs", "_seen", "_stop_reason", "_stops", "_text",
-        "_token_ids", "ended", "index", "stopped_here",
+        "_cache", "_cached_tokens", "_detokenize", "_error", "_finish_reason", "_flush", "_generated",
+        "_include_stop", "_logprobs", "_min_tokens", "_prompt_logprobs", "_seen", "_stop_reason", "_stops",
+        "_text", "_token_ids", "ended", "index", "stopped_here",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +53,7 @@ class Choice:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+        self._cache: CacheReport | None = None
 
     def push(self, output: TokenOutput) -> bool:
         """Takes one output; returns whether there is something the caller should see now."""
@@ -76,6 +78,7 @@ class Choice:
         self._seen = True
         self._cached_tokens = output.cached_tokens
         self._prompt_logprobs = output.prompt_logprobs
+        self._cache = output.cache
         if output.finish_reason is not None and not self.ended:
             self._end(output)
 
@@ -119,6 +122,7 @@ class Choice:
             self._cached_tokens,
             self._prompt_logprobs,
             self._error,
+            self._cache,
         )
         self._clear()
         return event

@@ -13,6 +13,7 @@ from engine.kv.page_table import blocks_for, split_for_fork
 from engine.kv.prefix import sha256_digest
 from engine.request import Request, Status
 from engine.types import SamplingParams
+from engine.views import CacheScope
 from tests.property.naive_kv import NaiveKV
 from tests.property.runs import steps_taken
 
@@ -68,7 +69,7 @@ class KVMachine(RuleBasedStateMachine):
         steps_taken[type(self).__name__] += 1
         self.arrivals += 1
         prompt, salt = arrival
-        self.live.append(Request(f"r{self.arrivals}", prompt, GREEDY, salt=salt))
+        self.live.append(Request(f"r{self.arrivals}", prompt, GREEDY, scope=CacheScope(salt=salt)))
 
     @precondition(lambda self: self.waiting())
     @rule(growth=growths)
@@ -105,7 +106,7 @@ class KVMachine(RuleBasedStateMachine):
         leader = self.forkable()[pick % len(self.forkable())]
         self.arrivals += 1
         prompt = leader.token_ids[: leader.prompt_len]
-        follower = Request(f"r{self.arrivals}", prompt, GREEDY, salt=leader.salt)
+        follower = Request(f"r{self.arrivals}", prompt, GREEDY, scope=leader.scope)
         self.kv.fork(leader, follower)
         split = split_for_fork(leader.prompt_len, self.naive.size)
         tail = leader.block_ids[split.shared_blocks : split.shared_blocks + 1] if split.copied_tokens else []

@@ -9,6 +9,7 @@ import pytest
 from engine.core import EngineCore, choice_seed
 from engine.errors import InvalidRequest
 from engine.types import EngineSnapshot, FinishReason, SamplingParams, TokenOutput
+from engine.views import CacheScope
 from tests.helpers.fake_executor import FakeExecutor, draw, expected_choice, make_config
 
 STEADY = SamplingParams(seed=1, max_tokens=6, ignore_eos=True)
@@ -142,7 +143,10 @@ class TestSnapshot:
     def test_an_idle_engine_says_so(self) -> None:
         core, _ = make(num_blocks=9)
         assert core.snapshot() == EngineSnapshot(
-            blocks_total=8, blocks_free=8, requests_finished={"stop": 0, "length": 0, "abort": 0, "error": 0}
+            blocks_total=8,
+            blocks_free=8,
+            evicted_blocks={"capacity": 0},
+            requests_finished={"stop": 0, "length": 0, "abort": 0, "error": 0},
         )
         assert core.step() == [] and not core.has_work
 
@@ -181,11 +185,11 @@ def test_a_prompt_must_be_token_ids(prompt: list[int]) -> None:
 
 def test_salts_keep_tenants_apart() -> None:
     core, _ = make()
-    core.add("a", range(2, 12), STEADY, salt=b"one")
+    core.add("a", range(2, 12), STEADY, CacheScope(salt=b"one"))
     finish(core)
-    core.add("b", range(2, 12), STEADY, salt=b"two")
+    core.add("b", range(2, 12), STEADY, CacheScope(salt=b"two"))
     assert finish(core)[0].cached_tokens == 0
-    core.add("c", range(2, 12), STEADY, salt=b"one")
+    core.add("c", range(2, 12), STEADY, CacheScope(salt=b"one"))
     assert finish(core)[0].cached_tokens == 8
 
 

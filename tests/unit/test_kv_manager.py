@@ -15,6 +15,7 @@ from engine.kv.prefix import Digest, sha256_digest
 from engine.kv.spec import KVSpec
 from engine.request import Request, Status
 from engine.types import SamplingParams
+from engine.views import CacheScope
 
 P = 4
 
@@ -24,7 +25,7 @@ def make_kv(blocks: int = 16, *, prefix_caching: bool = True, digest: Digest = s
 
 
 def make_request(tokens: Sequence[int], salt: bytes = b"", params: SamplingParams | None = None) -> Request:
-    return Request("r", tokens, params or SamplingParams(), salt=salt)
+    return Request("r", tokens, params or SamplingParams(), scope=CacheScope(salt=salt))
 
 
 def run_prompt(kv: KVManager, request: Request, *, confirm: bool = True) -> Request:
