@@ -21,6 +21,7 @@ from engine import errors
 from engine.client.requests import RequestTable
 from engine.config import EngineOptions
 from engine.errors import ConfigError, EngineDead
+from engine.logs import LogOptions
 from engine.process import frames
 from engine.process.launcher import EngineProcess
 from engine.text.detokenizer import DecodesTokens
@@ -65,6 +66,7 @@ class ProcessClient:
         tokenizer: for the text of events.
         on_progress: called with (bytes loaded, bytes in all) while an engine starts.
         factory: "module:function" that builds core and info, called in the engine process.
+        log_options: of the engine process.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class ProcessClient:
         on_progress: OnProgress | None = None,
         factory: str = DEFAULT_FACTORY,
         supervision: Supervision | None = None,
+        log_options: LogOptions | None = None,
     ) -> None:
-        self._start_frame = frames.Start(options, factory)
+        self._start_frame = frames.Start(options, factory, log_options or LogOptions())
         self._on_progress = on_progress
         self._limits = supervision or Supervision()
         self._table = RequestTable(tokenizer, self._cancel)

@@ -16,14 +16,15 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from engine import logs
 from engine.config import EngineOptions
 from engine.errors import ConfigError
+from engine.logs import LogOptions
 from engine.process import frames
 from engine.process.loop import Add, Cancel, Core, EngineLoop, Quit
 from engine.types import EngineInfo, EngineSnapshot, TokenOutput
@@ -65,13 +66,14 @@ def _prepare_process() -> None:
     for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "16")
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s engine %(message)s")
+    logs.configure(LogOptions())
 
 
 def _serve(link: Link) -> int:
     start = link.receive_start()
     if start is None:
         return 0
+    logs.configure(start.log)
     pulse = Pulse(link)
     reader = Reader(link)
     threading.Thread(target=pulse.run, name="heartbeat", daemon=True).start()

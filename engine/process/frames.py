@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from engine.config import EngineOptions
+from engine.logs import LogOptions
 from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenOutput
 
 # Prompt logprobs of a very long prompt are the largest thing that is sent.
@@ -37,6 +38,7 @@ class _Frame(msgspec.Struct, array_like=True, tag=True, gc=False):
 class Start(_Frame):
     options: EngineOptions
     factory: str  # "module:function", called in the child only
+    log: LogOptions = LogOptions()
 
 
 class Submit(_Frame):
