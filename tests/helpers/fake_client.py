@@ -11,10 +11,13 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from engine.errors import ConfigError, ContextTooLong, Draining, EngineDead, NeverFits, Overloaded
 from engine.types import EngineInfo, EngineSnapshot, FinishReason, SamplingParams, TokenEvent, TokenLogprob
+from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
+from tests.helpers.fake_pool import FakePool
 
 VOCAB_SIZE = 260
 USER, ASSISTANT, SYSTEM, END = 256, 257, 258, 259
@@ -93,6 +96,11 @@ class FakeClient:
         max_in_flight: above it, submit raises Overloaded.
         start_error: raised by `start`.
         tokens_per_event, pause_s: the pace.
+        report: what every question about the cache gets, in place of the pool's own answer.
+        scopes: of each submitted request. probed: (prompt, scope) of each probe.
+        pool: its blocks follow the requests, one token per slot; `watch_pool` and the cache pages show it.
+        frame_s: between two frames of `watch_pool`.
+        watchers: frame streams that are open.
     """
 
     def __init__(self, script: Script = hello, info: EngineInfo = INFO) -> None:
@@ -118,6 +126,13 @@ class FakeClient:
         self._idle = asyncio.Event()
         self._idle.set()
         self._finished: dict[str, int] = {}
+        self.report: CacheReport | None = None
+        self.scopes: list[CacheScope] = []
+        self.probed: list[tuple[list[int], CacheScope]] = []
+        self.pool = FakePool(info.num_blocks, info.block_size, info.prefix_caching)
+        self.frame_s = 0.02
+        self.watchers = 0
+        self._numbers: dict[str, int] = {}
 
     @property
     def info(self) -> EngineInfo:
@@ -134,14 +149,32 @@ class FakeClient:
         return self._info
 
     def submit(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        scope: CacheScope = DEFAULT_SCOPE,
+        *,
+        explain: bool = False,
     ) -> AsyncIterator[TokenEvent]:
         self._admit(prompt_ids, params)
         assert request_id not in self._live, "request ids must be unique"
         self.submitted.append((request_id, list(prompt_ids), params))
+        self.scopes.append(scope)
+        report = self._enter(request_id, prompt_ids, params, scope)
         ended = self._live[request_id] = asyncio.Event()
         self._idle.clear()
-        return self._events(request_id, prompt_ids, params, ended)
+        return self._events(request_id, prompt_ids, params, ended, report, explain)
+
+    def _enter(
+        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, scope: CacheScope
+    ) -> CacheReport:
+        number = self._numbers[request_id] = len(self.submitted)
+        reports = [
+            self.pool.admit(number, index, prompt_ids, scope, params.prompt_logprobs is None)
+            for index in range(params.n)
+        ]
+        return self.report or reports[0]
 
     def _admit(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         if self._draining:
@@ -161,9 +194,17 @@ class FakeClient:
             raise Overloaded("The queue is full.", retry_after_s=3)
 
     async def _events(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, ended: asyncio.Event
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        ended: asyncio.Event,
+        report: CacheReport,
+        explain: bool,
     ) -> AsyncIterator[TokenEvent]:
-        choices = [self._choice(prompt_ids, params, index) for index in range(params.n)]
+        choices = [self._choice(prompt_ids, params, index, report) for index in range(params.n)]
+        number = self._numbers[request_id]
+        untold = set(range(params.n)) if explain else set()
         made = 0
         try:
             while choices:
@@ -180,6 +221,10 @@ class FakeClient:
                             event.index, "", (), finish_reason=FinishReason.ERROR, error="boom"
                         )
                     made += 1
+                    if event.index in untold:
+                        untold.remove(event.index)
+                        event = replace(event, cache=report)
+                    self.pool.extend(number, event.index, event.token_ids)
                     if event.finish_reason is not None:
                         choices.remove(choice)
                         reason = str(event.finish_reason)
@@ -200,7 +245,9 @@ class FakeClient:
             for wait in waits:
                 wait.cancel()
 
-    def _choice(self, prompt_ids: Sequence[int], params: SamplingParams, index: int) -> Iterator[TokenEvent]:
+    def _choice(
+        self, prompt_ids: Sequence[int], params: SamplingParams, index: int, report: CacheReport
+    ) -> Iterator[TokenEvent]:
         """The events of one choice, in order; the last has the finish reason."""
         text = self.script(prompt_ids, params, index)
         stop = next((found for found in params.stop if found in text), None)
@@ -211,7 +258,6 @@ class FakeClient:
         if stop is None and params.ignore_eos and len(raw) < limit < self._info.max_model_len:
             raw, reason = (raw + b"." * limit)[:limit], FinishReason.LENGTH
         prompt = _prompt_logprobs(prompt_ids, params)
-        cached = (len(prompt_ids) - 1) // 16 * 16 if len(self.submitted) > 1 and prompt is None else 0
         held = b""
         pieces = [
             raw[at : at + self.tokens_per_event] for at in range(0, len(raw), self.tokens_per_event)
@@ -230,7 +276,7 @@ class FakeClient:
                 else (),
                 finish_reason=reason if last else None,
                 stop_reason=stop if last else None,
-                cached_tokens=cached,
+                cached_tokens=report.reused_tokens,
                 prompt_logprobs=prompt if position == 0 else None,
             )
 
@@ -242,19 +288,59 @@ class FakeClient:
 
     def _forget(self, request_id: str) -> None:
         self._live.pop(request_id, None)
+        number = self._numbers.pop(request_id, None)
+        if number is not None:
+            self.pool.release(number)
         if not self._live:
             self._idle.set()
 
     def snapshot(self) -> EngineSnapshot:
-        return EngineSnapshot(
+        return replace(
+            self.pool.snapshot(),
             steps=3,
             running=len(self._live),
-            blocks_total=512,
-            blocks_in_use=len(self._live),
-            blocks_free=512 - len(self._live),
             prompt_tokens=sum(len(ids) for _, ids, _ in self.submitted),
             requests_finished=dict(self._finished),
         )
+
+    async def probe_cache(self, prompt_ids: Sequence[int], scope: CacheScope = DEFAULT_SCOPE) -> CacheReport:
+        self._check_alive()
+        self.probed.append((list(prompt_ids), scope))
+        return self.report or self.pool.probe(prompt_ids, scope)
+
+    async def cache_page(self, first_block: int = 1, limit: int = 1000, state: str = "") -> CachePage:
+        self._check_alive()
+        return self.pool.page(first_block, limit, state)
+
+    async def cache_block(self, block_id: int) -> BlockDetail | None:
+        self._check_alive()
+        return self.pool.detail(block_id)
+
+    async def reset_cache(self) -> int:
+        self._check_alive()
+        return self.pool.reset()
+
+    def _check_alive(self) -> None:
+        if self.sickness is not None or self.stopped:
+            raise EngineDead(self.sickness or "stopped")
+
+    async def watch_pool(self) -> AsyncIterator[PoolFrame]:
+        viewer = self.pool.watch()
+        self.watchers += 1
+        sequence = 0
+        try:
+            while self.sickness is None and not self.stopped:
+                frame = self.pool.frame(viewer, sequence, self.pool.lanes())
+                if frame is not None:
+                    yield frame
+                    sequence += 1
+                await asyncio.sleep(self.frame_s)
+        finally:
+            self.watchers -= 1
+            self.pool.unwatch(viewer)
+
+    def public_id(self, number: str) -> str:
+        return next((name for name, known in self._numbers.items() if str(known) == number), "")
 
     def health(self) -> str | None:
         return self.sickness
