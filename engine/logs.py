@@ -1,8 +1,9 @@
 """How log records become lines: text for people, JSON for programs.
 
-Knows records and terminals; does not know what is logged. Both processes use it, so that their lines look the
-same. Standard library only. Whatever a record carries, it stays on its line: control characters are written as
-escapes, and the lines of a traceback are indented, so that nobody's input can pass for a line of ours.
+Knows records and terminals; does not know what is logged. Both processes use it, so that their lines look
+the same. Standard library only. Whatever a record carries, it stays on its line: control characters are
+written as escapes, and the lines of a traceback are indented, so that nobody's input can pass for a line of
+ours.
 
 What a program may want to read goes in `extra={"fields": {...}}`: JSON has them as members of their own, text
 leaves them to the message.
@@ -23,7 +24,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TextIO
 
-# C0 and C1 controls, line and paragraph separators, marks that turn the direction of what follows, surrogates.
+# C0 and C1 controls, separators of lines and paragraphs, marks that turn the direction of what follows,
+# surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _UNSAFE_IN_TRACE = re.compile(_UNSAFE.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
 _MAX_MESSAGE_CHARS = 16_384

@@ -166,6 +166,7 @@ class TokenOutput(NamedTuple):
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # once, with the first token
     error: str | None = None
     cache: CacheReport | None = None  # once, with the first token, where it was asked for
+    queued_s: float | None = None  # once, with the prompt's first token: from arrival to first admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,7 @@ class TokenEvent:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     error: str | None = None
     cache: CacheReport | None = None  # with a choice's first event, where it was asked for
+    queued_s: float | None = None  # from the prompt's arrival in the engine to its first admission
 
 
 @dataclass(frozen=True, slots=True)

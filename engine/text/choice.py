@@ -24,8 +24,8 @@ class Choice:
 
     __slots__ = (
         "_cache", "_cached_tokens", "_detokenize", "_error", "_finish_reason", "_flush", "_generated",
-        "_include_stop", "_logprobs", "_min_tokens", "_prompt_logprobs", "_seen", "_stop_reason", "_stops",
-        "_text", "_token_ids", "ended", "index", "stopped_here",
+        "_include_stop", "_logprobs", "_min_tokens", "_prompt_logprobs", "_queued_s", "_seen", "_stop_reason",
+        "_stops", "_text", "_token_ids", "ended", "index", "stopped_here",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,7 @@ class Choice:
         self._stop_reason: int | str | None = None
         self._error: str | None = None
         self._cached_tokens = 0
+        self._queued_s: float | None = None
         self.ended = False
         self.stopped_here = False
         self._clear()
@@ -79,6 +80,7 @@ class Choice:
         self._cached_tokens = output.cached_tokens
         self._prompt_logprobs = output.prompt_logprobs
         self._cache = output.cache
+        self._queued_s = output.queued_s
         if output.finish_reason is not None and not self.ended:
             self._end(output)
 
@@ -123,6 +125,7 @@ class Choice:
             self._prompt_logprobs,
             self._error,
             self._cache,
+            self._queued_s,
         )
         self._clear()
         return event
