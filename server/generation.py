@@ -16,6 +16,7 @@ from engine.errors import RequestFailed
 from engine.types import FinishReason, SamplingParams, TokenEvent
 from server.metrics import RequestMetrics
 from server.prompts import Prompt
+from server.trail import Timeline
 
 logger = logging.getLogger("quire")
 
@@ -26,6 +27,7 @@ class Generation:
     Attributes:
         id: the reply's id and the stem of the engine's request ids; ours, never the caller's.
         prompts: in the order of the request; choice c belongs to prompt c // n.
+        timeline: when what happened. error: what ended it, if something did.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Generation:
         self.aborted = False
         self.completion_tokens = 0
         self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
+        self.timeline = Timeline(len(prompts))
+        self.error: BaseException | None = None
         self._cached_tokens = [0] * len(prompts)
         self._client = client
         self._record = record
@@ -54,12 +58,14 @@ class Generation:
         Raises:
             RequestError, Overloaded, Draining, EngineDead: as the engine says.
         """
+        self.timeline.submitted()
         try:
             for engine_id, prompt in zip(self._engine_ids, self.prompts, strict=True):
                 self._streams.append(self._client.submit(engine_id, prompt.ids, self.params))
         except BaseException:
             self._release()
             raise
+        self._record.admitted()
 
     def abort(self) -> None:
         """Ends what is left; the event stream then ends."""
@@ -81,13 +87,22 @@ class Generation:
         self._record.ended("aborted")
 
     @property
+    def cached_tokens(self) -> int:
+        return sum(self._cached_tokens)
+
+    @property
+    def engine_numbers(self) -> list[str]:
+        """What the engine's own lines in the log call the prompts of this request."""
+        return [getattr(stream, "wire_id", "") for stream in self._streams]
+
+    @property
     def usage(self) -> dict[str, object]:
         """The usage object so far."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(self._cached_tokens)},
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
     async def events(self) -> AsyncIterator[tuple[int, TokenEvent]]:
@@ -107,6 +122,8 @@ class Generation:
                     self._note(position, event)
                     yield position * self.params.n + event.index, event
         except BaseException as exc:
+            if not isinstance(exc, GeneratorExit):
+                self.error = exc
             self._record.failed(exc)
             raise
         self._record.ended("aborted" if self.aborted else "ok")
@@ -114,11 +131,13 @@ class Generation:
     def _note(self, position: int, event: TokenEvent) -> None:
         tokens = len(event.token_ids)
         self.completion_tokens += tokens
+        if event.finish_reason is not None or self.timeline.prompts[position].first_s is None:
+            self.timeline.note(position, event)
         if event.cached_tokens > self._cached_tokens[position]:
             self._cached_tokens[position] = event.cached_tokens
         self._record.tokens(position * self.params.n + event.index, tokens)
         if event.finish_reason is FinishReason.ERROR:
-            logger.error("request %s failed in the engine: %r", self.id, event.error)
+            logger.error("request %s failed in the engine: %s", self.id, event.error)
             raise RequestFailed("This request failed inside the engine.")
         if event.finish_reason is FinishReason.ABORT and not self.aborted:
             raise RequestFailed("This request was cut off inside the engine.")

@@ -16,6 +16,7 @@ from engine.client import EngineClient
 from engine.types import EngineInfo
 from server import __version__
 from server.errors import RETRY_AFTER_S, ApiError
+from server.history import History
 from server.metrics import Metrics
 from server.prompts import Prompts, Template, Tokenizer
 from server.settings import ServerSettings
@@ -47,7 +48,8 @@ class Service:
         self.client = client
         self.settings = settings
         self.prompts = Prompts(tokenizer, template)
-        self.metrics = Metrics(client)
+        self.metrics = Metrics(client, settings.model_name, compat=settings.metrics_compat)
+        self.history = History(self.metrics)
         self.model_name = settings.model_name
         self.sampling_defaults = sampling_defaults
         self.created = int(time.time())
@@ -68,6 +70,7 @@ class Service:
     def begin(self) -> None:
         """Starts the engine in the background, so that probes are answered while weights load."""
         self._starting = asyncio.create_task(self._start(), name="engine-start")
+        self.history.start()
 
     async def _start(self) -> None:
         try:
@@ -79,7 +82,7 @@ class Service:
                 raise
         else:
             self.fingerprint = _fingerprint(info)
-            self.metrics.engine_started(info, self.model_name)
+            self.metrics.engine_started()
             if self.phase is Phase.STARTING:
                 self.phase = Phase.READY
         finally:
@@ -92,6 +95,7 @@ class Service:
 
     async def end(self) -> None:
         """Stops the engine; what is in flight ends with an error."""
+        await self.history.stop()
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait({self._starting})

@@ -13,10 +13,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
+from urllib.parse import urlsplit, urlunsplit
 
 from engine.config import EngineOptions
 
 DEMO_NAME = "quire-demo"
+_TRACES = "/v1/traces"
 
 _UNITS = {
     "": 1,
@@ -58,7 +60,12 @@ class ServerSettings:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     log_level: str = "info"
+    log_format: str = "text"
+    colour: bool = True  # of text on a terminal; NO_COLOR says no
+    log_prompts: bool = False
     access_log: bool = True
+    otlp_endpoint: str = ""  # empty: nobody traces
+    metrics_compat: str = "none"
     max_body_bytes: int = 8 * 2**20
     max_header_bytes: int = 64 * 2**10
     max_connections: int = 4096
@@ -136,6 +143,15 @@ def _switch(text: str) -> bool:
     return words[text.lower()]
 
 
+def _collector(text: str) -> str:
+    """The full address for traces, from a collector's base address."""
+    parts = urlsplit(text.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or not text.isprintable():
+        raise ValueError("expected an address such as http://127.0.0.1:4318")
+    path = parts.path.rstrip("/")
+    return urlunsplit(parts._replace(path=path if path.endswith(_TRACES) else path + _TRACES))
+
+
 def _api_key(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]{1,512}", text):
         raise ValueError("a key must be 1 to 512 printable ASCII characters without spaces")
@@ -182,7 +198,37 @@ SERVER_FLAGS = (
     ),
     Flag("served-model-name", "model_name", _text, "NAME", "name in the API (default: MODEL as given)"),
     Flag("log-level", "log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "default: info"),
-    Flag("no-access-log", "access_log", _switch, "", "no line per request", switch_to=False),
+    Flag(
+        "log-format",
+        "log_format",
+        _choice("text", "json"),
+        "FORMAT",
+        "text, or json: one object per line (default: text)",
+    ),
+    Flag(
+        "log-prompts",
+        "log_prompts",
+        _switch,
+        "",
+        "write the beginning of every prompt to the log, for debugging",
+        switch_to=True,
+    ),
+    Flag("no-access-log", "access_log", _switch, "", "no lines per request", switch_to=False),
+    Flag(
+        "otlp-endpoint",
+        "otlp_endpoint",
+        _collector,
+        "URL",
+        "send traces to this OpenTelemetry collector over HTTP, such as http://127.0.0.1:4318; needs quire[otel] "
+        "(default: OTEL_EXPORTER_OTLP_ENDPOINT, else no tracing)",
+    ),
+    Flag(
+        "metrics-compat",
+        "metrics_compat",
+        _choice("none", "vllm"),
+        "NAMES",
+        "vllm: /metrics also has the names of vLLM (default: none)",
+    ),
     Flag("max-body-size", "max_body_bytes", parse_bytes, "SIZE", "largest request body (default: 8MiB)"),
     Flag("max-header-size", "max_header_bytes", parse_bytes, "SIZE", "largest request head (default: 64KiB)"),
     Flag("max-connections", "max_connections", _COUNT, "N", "connections at a time (default: 4096)"),

@@ -31,6 +31,8 @@ class PhaseGate:
             return
         refusal = self._service.why_not_ready()
         if scope["path"] not in ALWAYS and refusal is not None:
+            if scope["method"] == "POST":
+                self._service.metrics.refused["draining"] += 1
             await refusal.response()(scope, receive, send)
             return
 
