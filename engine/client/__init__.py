@@ -2,6 +2,7 @@
 
     protocol.py    what callers may expect
     requests.py    all live requests: admission, hand-over to their callers, ends
+    cache.py       questions about the cache, and those who watch it
     inprocess.py   an engine on a thread of this process
     supervised.py  an engine in a process of its own, watched and replaced when it dies
 

@@ -11,11 +11,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from engine.client.cache import CacheDesk
 from engine.client.requests import RequestTable
 from engine.errors import EngineDead
+from engine.process import frames
 from engine.process.loop import Add, Cancel, Core, EngineLoop, Quit
 from engine.text.detokenizer import DecodesTokens
-from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent, TokenOutput
+from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
+from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class InProcessClient:
         self._info = info
         self._engine = EngineLoop(core, self._emit)
         self._table = RequestTable(tokenizer, lambda wire_id, index: self._engine.put(Cancel(wire_id, index)))
+        self._cache = CacheDesk(self._engine.put, lambda: self._dead)
         self._step_timeout_s = step_timeout_s
         self._snapshot = core.snapshot()
         self._dead: str | None = "The engine is not started."
@@ -63,8 +67,8 @@ class InProcessClient:
             reason = "The engine failed; see the log."
         self._post(self._die, reason)
 
-    def _emit(self, outputs: list[TokenOutput], snapshot: EngineSnapshot | None) -> None:
-        self._post(self._receive, outputs, snapshot)
+    def _emit(self, frame: frames.Outputs | frames.Answer | frames.Pool) -> None:
+        self._post(self._receive, frame)
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
         assert self._loop is not None
@@ -73,22 +77,32 @@ class InProcessClient:
         except RuntimeError:
             self._engine.put(Quit())  # the event loop is closed: nobody listens any more
 
-    def _receive(self, outputs: list[TokenOutput], snapshot: EngineSnapshot | None) -> None:
-        if snapshot is not None:
-            self._snapshot = snapshot
-        self._table.dispatch(outputs)
+    def _receive(self, frame: frames.Outputs | frames.Answer | frames.Pool) -> None:
+        if not isinstance(frame, frames.Outputs):
+            self._cache.receive(frame)
+            return
+        if frame.snapshot is not None:
+            self._snapshot = frame.snapshot
+        self._table.dispatch(frame.outputs)
 
     def _die(self, reason: str) -> None:
         self._dead = reason
         self._table.fail_all(reason)
+        self._cache.fail_all(reason)
 
     def submit(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        scope: CacheScope = DEFAULT_SCOPE,
+        *,
+        explain: bool = False,
     ) -> AsyncIterator[TokenEvent]:
         if self._dead is not None:
             raise EngineDead(self._dead)
         stream = self._table.admit(self._info, request_id, prompt_ids, params)
-        self._engine.put(Add(stream.wire_id, list(prompt_ids), params))
+        self._engine.put(Add(stream.wire_id, list(prompt_ids), params, scope, explain))
         return stream
 
     def abort(self, request_id: str) -> None:
@@ -96,6 +110,24 @@ class InProcessClient:
 
     def snapshot(self) -> EngineSnapshot:
         return self._snapshot
+
+    async def probe_cache(self, prompt_ids: Sequence[int], scope: CacheScope = DEFAULT_SCOPE) -> CacheReport:
+        return await self._cache.probe(self.info, prompt_ids, scope)
+
+    async def cache_page(self, first_block: int = 1, limit: int = 1000, state: str = "") -> CachePage:
+        return await self._cache.page(first_block, limit, state)
+
+    async def cache_block(self, block_id: int) -> BlockDetail | None:
+        return await self._cache.block(block_id)
+
+    async def reset_cache(self) -> int:
+        return await self._cache.reset()
+
+    def watch_pool(self) -> AsyncIterator[PoolFrame]:
+        return self._cache.watch()
+
+    def public_id(self, number: str) -> str:
+        return self._table.public_id(number)
 
     def health(self) -> str | None:
         since = self._engine.busy_since

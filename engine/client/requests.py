@@ -193,6 +193,11 @@ class RequestTable:
             self._cancel(live.wire_id, None)
             self._forget(live)
 
+    def public_id(self, wire_id: str) -> str:
+        """What the caller named a live request; "" for one that ended."""
+        live = self._by_wire_id.get(wire_id)
+        return "" if live is None else live.request_id
+
     def fail_all(self, message: str) -> None:
         """The engine is gone: every caller gets EngineDead, after the events that are already there."""
         for live in list(self._by_wire_id.values()):

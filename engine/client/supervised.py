@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from engine import errors
+from engine.client.cache import CacheDesk
 from engine.client.requests import RequestTable
 from engine.config import EngineOptions
 from engine.errors import ConfigError, EngineDead
@@ -26,6 +27,7 @@ from engine.process import frames
 from engine.process.launcher import EngineProcess
 from engine.text.detokenizer import DecodesTokens
 from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
+from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class ProcessClient:
         self._on_progress = on_progress
         self._limits = supervision or Supervision()
         self._table = RequestTable(tokenizer, self._cancel)
+        self._cache = CacheDesk(self._send, lambda: self._why_dead)
         self._info: EngineInfo | None = None
         self._process: EngineProcess | None = None
         self._ready: asyncio.Future[EngineInfo] | None = None
@@ -145,6 +148,8 @@ class ProcessClient:
             if frame.snapshot is not None:
                 self._snapshot = frame.snapshot
             self._table.dispatch(frame.outputs)
+        elif isinstance(frame, frames.Answer | frames.Pool):
+            self._cache.receive(frame)
         elif isinstance(frame, frames.Heartbeat):
             self._heard_s, self._busy_s = time.monotonic(), frame.busy_s
         elif isinstance(frame, frames.Progress):
@@ -185,6 +190,7 @@ class ProcessClient:
         log.error("the engine died: %s", reason)
         self._why_dead = f"The engine died: {reason}. A new one is starting."
         self._table.fail_all("The engine died while it worked on this request.")
+        self._cache.fail_all("The engine died before it answered.")
         self._spawn(self._replace(self._process, hung))
 
     async def _replace(self, dead: EngineProcess, hung: bool) -> None:
@@ -237,18 +243,28 @@ class ProcessClient:
             return f"a step took more than {self._limits.step_timeout_s:g} s"
         return None
 
-    def _cancel(self, wire_id: str, index: int | None) -> None:
+    def _send(self, frame: frames.ToEngine) -> None:
+        """To an engine that lives; else whatever it is about is over."""
         if self._process is not None and self._why_dead is None:
-            self._process.send(frames.Abort(wire_id, index))
+            self._process.send(frame)
+
+    def _cancel(self, wire_id: str, index: int | None) -> None:
+        self._send(frames.Abort(wire_id, index))
 
     def submit(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        scope: CacheScope = DEFAULT_SCOPE,
+        *,
+        explain: bool = False,
     ) -> AsyncIterator[TokenEvent]:
         if self._why_dead is not None and not self._table.draining:
             raise EngineDead(self._why_dead)
         stream = self._table.admit(self.info, request_id, prompt_ids, params)
         assert self._process is not None
-        self._process.send(frames.Submit(stream.wire_id, frames.pack_ids(prompt_ids), params))
+        self._process.send(frames.Submit(stream.wire_id, frames.pack_ids(prompt_ids), params, scope, explain))
         return stream
 
     def abort(self, request_id: str) -> None:
@@ -256,6 +272,24 @@ class ProcessClient:
 
     def snapshot(self) -> EngineSnapshot:
         return self._snapshot
+
+    async def probe_cache(self, prompt_ids: Sequence[int], scope: CacheScope = DEFAULT_SCOPE) -> CacheReport:
+        return await self._cache.probe(self.info, prompt_ids, scope)
+
+    async def cache_page(self, first_block: int = 1, limit: int = 1000, state: str = "") -> CachePage:
+        return await self._cache.page(first_block, limit, state)
+
+    async def cache_block(self, block_id: int) -> BlockDetail | None:
+        return await self._cache.block(block_id)
+
+    async def reset_cache(self) -> int:
+        return await self._cache.reset()
+
+    def watch_pool(self) -> AsyncIterator[PoolFrame]:
+        return self._cache.watch()
+
+    def public_id(self, number: str) -> str:
+        return self._table.public_id(number)
 
     def health(self) -> str | None:
         return self._why_dead
@@ -273,6 +307,7 @@ class ProcessClient:
         self.start_draining()
         self._why_dead = "The engine was stopped."
         self._table.fail_all(self._why_dead)
+        self._cache.fail_all(self._why_dead)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:

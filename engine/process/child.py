@@ -27,7 +27,7 @@ from engine.errors import ConfigError
 from engine.logs import LogOptions
 from engine.process import frames
 from engine.process.loop import Add, Cancel, Core, EngineLoop, Quit
-from engine.types import EngineInfo, EngineSnapshot, TokenOutput
+from engine.types import EngineInfo
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def _serve(link: Link) -> int:
     threading.Thread(target=pulse.run, name="heartbeat", daemon=True).start()
     threading.Thread(target=reader.run, name="reader", daemon=True).start()
     core, info = _factory(start.factory)(start.options, link.report_progress)
-    loop = EngineLoop(core, link.send_outputs)
+    loop = EngineLoop(core, link.send)
     pulse.loop = loop
     reader.attach(loop)
     link.send(frames.Ready(info))
@@ -120,9 +120,6 @@ class Link:
         data = frames.pack(frame)
         with self._lock:
             self._socket.sendall(data)
-
-    def send_outputs(self, outputs: list[TokenOutput], snapshot: EngineSnapshot | None) -> None:
-        self.send(frames.Outputs(outputs, snapshot))
 
     def report_progress(self, done_bytes: int, total_bytes: int) -> None:
         now = time.monotonic()
@@ -186,11 +183,14 @@ class Reader:
 
 def _apply(loop: EngineLoop, frame: Any) -> None:
     if isinstance(frame, frames.Submit):
-        loop.put(Add(frame.request_id, frames.unpack_ids(frame.prompt_ids), frame.params))
+        ids = frames.unpack_ids(frame.prompt_ids)
+        loop.put(Add(frame.request_id, ids, frame.params, frame.scope, frame.explain))
     elif isinstance(frame, frames.Abort):
         loop.put(Cancel(frame.request_id, frame.index))
     elif isinstance(frame, frames.Shutdown):
         loop.put(Quit())
+    elif isinstance(frame, frames.Watch | frames.Question):
+        loop.put(frame)
 
 
 class Pulse:

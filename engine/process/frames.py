@@ -18,6 +18,7 @@ import msgspec
 from engine.config import EngineOptions
 from engine.logs import LogOptions
 from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenOutput
+from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
 # Prompt logprobs of a very long prompt are the largest thing that is sent.
 MAX_FRAME_BYTES = 256 << 20
@@ -45,6 +46,8 @@ class Submit(_Frame):
     request_id: str
     prompt_ids: bytes  # 4 bytes each: see pack_ids
     params: SamplingParams
+    scope: CacheScope = DEFAULT_SCOPE
+    explain: bool = False
 
 
 class Abort(_Frame):
@@ -54,6 +57,36 @@ class Abort(_Frame):
 
 class Shutdown(_Frame):
     pass
+
+
+class Watch(_Frame):
+    """Show the pool from now on, all of it first; or no longer."""
+
+    on: bool
+
+
+class Probe(_Frame):
+    """A question, as are the next three. `number` comes back with the answer."""
+
+    number: int
+    prompt_ids: bytes
+    scope: CacheScope
+
+
+class Page(_Frame):
+    number: int
+    first_block: int
+    limit: int
+    state: str
+
+
+class Block(_Frame):
+    number: int
+    block_id: int
+
+
+class Reset(_Frame):
+    number: int
 
 
 # From the engine to the server.
@@ -87,8 +120,24 @@ class Heartbeat(_Frame):
     busy_s: float
 
 
-ToEngine = Start | Submit | Abort | Shutdown
-FromEngine = Progress | Ready | Failed | Outputs | Heartbeat
+class Answer(_Frame):
+    """To the question of that number: what was asked for, or `error`."""
+
+    number: int
+    report: CacheReport | None = None
+    page: CachePage | None = None
+    block: BlockDetail | None = None
+    emptied: int = 0
+    error: str | None = None
+
+
+class Pool(_Frame):
+    pool: PoolFrame
+
+
+Question = Probe | Page | Block | Reset
+ToEngine = Start | Submit | Abort | Shutdown | Watch | Question
+FromEngine = Progress | Ready | Failed | Outputs | Heartbeat | Answer | Pool
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

@@ -1,7 +1,7 @@
-"""The thread that owns an engine core: commands in, outputs out, nothing else touches the core.
+"""The thread that owns an engine core: commands in, frames out, nothing else touches the core.
 
 Knows when to step, when to sleep and when to give up. Does not know processes or sockets: it reads commands
-from a queue and hands outputs to a function.
+from a queue and hands frames to a function. Questions about the cache are answered between two steps.
 """
 
 from __future__ import annotations
@@ -13,17 +13,27 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from engine.errors import QuireError
+from engine.process import frames
 from engine.types import EngineSnapshot, FinishReason, SamplingParams, TokenOutput
+from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
 log = logging.getLogger(__name__)
 
 SNAPSHOT_INTERVAL_S = 0.2
+FRAME_INTERVAL_S = 0.2
 
 
 class Core(Protocol):
     """The part of EngineCore that is driven here."""
 
-    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None: ...
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        scope: CacheScope = ...,
+        explain: bool = ...,
+    ) -> None: ...
 
     def abort(self, request_id: str, index: int | None = None) -> None: ...
 
@@ -36,11 +46,34 @@ class Core(Protocol):
 
     def snapshot(self) -> EngineSnapshot: ...
 
+    def probe(self, prompt_ids: Sequence[int], scope: CacheScope) -> CacheReport: ...
+
+    def cache_page(self, first_block: int, limit: int, state: str) -> CachePage: ...
+
+    def cache_block(self, block_id: int) -> BlockDetail | None: ...
+
+    def reset_prefix_cache(self) -> int: ...
+
+    def watch(self, on: bool) -> None:
+        """From now on, or no longer, remembers which blocks change, for `frame`."""
+        ...
+
+    @property
+    def pool_changed(self) -> bool:
+        """Whether the next frame would tell of any block."""
+        ...
+
+    def frame(self, full: bool) -> PoolFrame:
+        """All blocks, or those that changed since the frame before."""
+        ...
+
 
 class Add(NamedTuple):
     request_id: str
     prompt_ids: Sequence[int]
     params: SamplingParams
+    scope: CacheScope = DEFAULT_SCOPE
+    explain: bool = False
 
 
 class Cancel(NamedTuple):
@@ -52,8 +85,8 @@ class Quit(NamedTuple):
     pass
 
 
-Command = Add | Cancel | Quit
-Emit = Callable[[list[TokenOutput], EngineSnapshot | None], None]
+Command = Add | Cancel | Quit | frames.Question | frames.Watch
+Emit = Callable[[frames.Outputs | frames.Answer | frames.Pool], None]
 
 
 class EngineLoop:
@@ -67,6 +100,7 @@ class EngineLoop:
     def __init__(self, core: Core, emit: Emit) -> None:
         self._core = core
         self._emit = emit
+        self._camera = _Camera(core, emit)
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._refused: list[TokenOutput] = []
         self._out_of_memory = 0
@@ -89,13 +123,14 @@ class EngineLoop:
                 outputs, self._refused = [*self._refused, *outputs], []
             snapshot = self._due_snapshot()
             if outputs or snapshot is not None:
-                self._emit(outputs, snapshot)
+                self._emit(frames.Outputs(outputs, snapshot))
+            self._camera.shoot_if_due()
 
     def _take_commands(self) -> bool:
         """Applies what was asked; waits for it if there is nothing else to do. False on Quit."""
         try:
             if not self._core.has_work:
-                self._apply_or_quit(self._inbox.get())
+                self._apply_or_quit(self._inbox.get(timeout=self._camera.due_in_s()))
             while True:
                 self._apply_or_quit(self._inbox.get_nowait())
         except queue.Empty:
@@ -106,11 +141,18 @@ class EngineLoop:
     def _apply_or_quit(self, command: Command) -> None:
         if isinstance(command, Quit):
             raise _QuitAsked
-        if isinstance(command, Cancel):
+        if isinstance(command, Add):
+            self._add(command)
+        elif isinstance(command, Cancel):
             self._core.abort(command.request_id, command.choice)
-            return
+        elif isinstance(command, frames.Watch):
+            self._camera.watch(command.on)
+        else:
+            self._emit(answer(self._core, command))
+
+    def _add(self, command: Add) -> None:
         try:
-            self._core.add(command.request_id, command.prompt_ids, command.params)
+            self._core.add(*command)
         except QuireError as error:
             self._refuse(command, str(error))
         except Exception:
@@ -133,6 +175,7 @@ class EngineLoop:
             outputs = self._survive(error)
         self.busy_since = 0.0
         self.steps += 1
+        self._camera.stepped = True
         return outputs
 
     def _survive(self, error: Exception) -> list[TokenOutput]:
@@ -160,6 +203,65 @@ class EngineLoop:
             return None
         self._snapshot_s = now
         return self._core.snapshot()
+
+
+def answer(core: Core, question: frames.Question) -> frames.Answer:
+    """Asks the core. Whatever goes wrong is the asker's alone."""
+    number = question.number
+    try:
+        if isinstance(question, frames.Probe):
+            report = core.probe(frames.unpack_ids(question.prompt_ids), question.scope)
+            return frames.Answer(number, report=report)
+        if isinstance(question, frames.Page):
+            page = core.cache_page(question.first_block, question.limit, question.state)
+            return frames.Answer(number, page=page)
+        if isinstance(question, frames.Block):
+            return frames.Answer(number, block=core.cache_block(question.block_id))
+        return frames.Answer(number, emptied=core.reset_prefix_cache())
+    except QuireError as error:
+        return frames.Answer(number, error=str(error))
+    except Exception:
+        log.exception("a question about the cache failed")
+        return frames.Answer(number, error="The engine could not answer.")
+
+
+class _Camera:
+    """Shows the pool to those who watch, now and then while anything changes; does nothing without them.
+
+    Attributes:
+        stepped: a step was done since the last frame, so that what requests do has changed.
+    """
+
+    def __init__(self, core: Core, emit: Emit) -> None:
+        self._core = core
+        self._emit = emit
+        self._watched = self._full = False
+        self._last_s = 0.0
+        self.stepped = False
+
+    def watch(self, on: bool) -> None:
+        """The next frame is a full one; or there is none any more."""
+        self._core.watch(on)
+        self._watched = self._full = on
+
+    def due_in_s(self) -> float | None:
+        """How long until the next frame; None where there is nothing new to show."""
+        if self._watched and (self._full or self.stepped or self._core.pool_changed):
+            return max(self._last_s + FRAME_INTERVAL_S - time.monotonic(), 0.0)
+        return None
+
+    def shoot_if_due(self) -> None:
+        if self.due_in_s() != 0.0:
+            return
+        try:
+            frame = self._core.frame(self._full)
+        except Exception:  # who looks on must not end what he looks at
+            log.exception("the pool could not be shown")
+            self.watch(False)
+            return
+        self._emit(frames.Pool(frame))
+        self._last_s = time.monotonic()
+        self._full = self.stepped = False
 
 
 class _QuitAsked(Exception):

@@ -10,6 +10,8 @@ The prompt's bytes are a command, the rest of them its argument:
     raw HEX         the bytes, whatever they are
     control         a control token again and again
 
+Of its cache it knows one thing: each request takes one block, and none is ever given back but by a reset.
+
 `build` has the interface of engine.build.build; the options' model says how the start goes.
 """
 
@@ -18,12 +20,23 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 from engine.config import EngineOptions
 from engine.errors import InvalidRequest, MemoryPlanError
 from engine.types import EngineInfo, EngineSnapshot, FinishReason, SamplingParams, TokenLogprob, TokenOutput
+from engine.views import (
+    DEFAULT_SCOPE,
+    BlockDetail,
+    BlockView,
+    CachePage,
+    CacheReport,
+    CacheScope,
+    MissReason,
+    PoolFrame,
+)
 
 END, CONTROL = 256, 257
 VOCAB_SIZE = 258
@@ -66,7 +79,10 @@ class ByteTokenizer:
 
 
 class _Choice:
-    def __init__(self, tokens: Iterator[int], params: SamplingParams, fault: str | None) -> None:
+    def __init__(
+        self, tokens: Iterator[int], params: SamplingParams, fault: str | None, report: CacheReport | None
+    ) -> None:
+        self.report = report
         self.tokens = tokens
         self.left = INFO.max_model_len if params.max_tokens is None else params.max_tokens
         self.params = params
@@ -85,7 +101,8 @@ class _Choice:
         elif self.left == 0:
             reason = FinishReason.LENGTH
         logprob = TokenLogprob(token, -0.5) if self.params.logprobs is not None else None
-        return TokenOutput(request_id, index, token, reason, logprob=logprob, cached_tokens=2)
+        report, self.report = self.report, None
+        return TokenOutput(request_id, index, token, reason, logprob=logprob, cached_tokens=2, cache=report)
 
 
 class FakeCore:
@@ -93,6 +110,8 @@ class FakeCore:
 
     Attributes:
         gate: every step waits for it; clear it to hold all streams.
+        scopes: of the requests added. questions: what was asked of the cache.
+        watched: somebody looks on.
     """
 
     def __init__(self) -> None:
@@ -100,6 +119,12 @@ class FakeCore:
         self.gate.set()
         self.added: list[str] = []
         self.aborted: list[tuple[str, int | None]] = []
+        self.scopes: list[CacheScope] = []
+        self.questions: list[tuple[object, ...]] = []
+        self.watched = False
+        self._owners: list[int] = []
+        self._shown = 0
+        self._frames = 0
         self._live: dict[tuple[str, int], _Choice] = {}
         self._ends: list[TokenOutput] = []
         self._steps = 0
@@ -110,11 +135,21 @@ class FakeCore:
     def has_work(self) -> bool:
         return bool(self._live or self._ends)
 
-    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        scope: CacheScope = DEFAULT_SCOPE,
+        explain: bool = False,
+    ) -> None:
         command, _, argument = bytes(token % 256 for token in prompt_ids).partition(b" ")
         if command == b"refuse":
             raise InvalidRequest("refused by the core", "prompt")
         self.added.append(request_id)
+        self.scopes.append(scope)
+        self._owners.append(int(request_id))
+        report = CacheReport(len(prompt_ids), 2, MissReason.NEVER_SEEN, 2) if explain else None
         tokens: Callable[[], Iterator[int]] = {
             b"say": lambda: iter([*argument, END]),
             b"raw": lambda: iter([*bytes.fromhex(argument.decode()), END]),
@@ -122,7 +157,7 @@ class FakeCore:
             b"oom": lambda: iter([*b"survived", END]),
         }.get(command, lambda: itertools.cycle(b"abc"))
         for index in range(params.n):
-            self._live[request_id, index] = _Choice(tokens(), params, command.decode())
+            self._live[request_id, index] = _Choice(tokens(), params, command.decode(), report)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         self.aborted.append((request_id, index))
@@ -162,6 +197,54 @@ class FakeCore:
 
     def snapshot(self) -> EngineSnapshot:
         return EngineSnapshot(steps=self._steps, running=len(self._live), generated_tokens=self._generated)
+
+    def probe(self, prompt_ids: Sequence[int], scope: CacheScope) -> CacheReport:
+        self.questions.append(("probe", tuple(prompt_ids), scope))
+        if bytes(prompt_ids) == b"hang":
+            threading.Event().wait()
+        if bytes(prompt_ids) == b"crash":
+            raise RuntimeError("crashed as asked")
+        return CacheReport(len(prompt_ids), 0, MissReason.DIVERGED, 1, None, None, (5, 6), 1)
+
+    def cache_page(self, first_block: int, limit: int, state: str) -> CachePage:
+        self.questions.append(("page", first_block, limit, state))
+        if state not in ("", "cached"):
+            raise InvalidRequest("no such state", "state")
+        block_ids = range(first_block, min(first_block + limit, len(self._owners) + 1))
+        return CachePage(tuple(map(self._view, block_ids)), block_ids.stop if block_ids else None)
+
+    def cache_block(self, block_id: int) -> BlockDetail | None:
+        self.questions.append(("block", block_id))
+        if not 1 <= block_id <= len(self._owners):
+            return None
+        return BlockDetail(self._view(block_id), (1, 2), (3,))
+
+    def _view(self, block_id: int) -> BlockView:
+        owner = str(self._owners[block_id - 1])
+        return BlockView(block_id, "cached", "default", owner, (), 0, 16, "ab", 0, 1.5, 0.5)
+
+    def reset_prefix_cache(self) -> int:
+        emptied, self._owners, self._shown = len(self._owners), [], 0
+        return emptied
+
+    def watch(self, on: bool) -> None:
+        self.watched = on
+
+    @property
+    def pool_changed(self) -> bool:
+        return self._shown != len(self._owners)
+
+    def frame(self, full: bool) -> PoolFrame:
+        """The owners only; a block's other columns are zero."""
+        first = 0 if full else self._shown + 1
+        self._shown, self._frames = len(self._owners), self._frames + 1
+        ids = range(first, self._shown + 1)
+        owners = array("I", [0, *self._owners][first:]).tobytes()
+        zeros, kept = bytes(len(owners)), bytes(len(ids))
+        sent = b"" if full else array("I", ids).tobytes()
+        return PoolFrame(
+            self._frames, full, 0, ("default",), sent, zeros, kept, owners, *[zeros] * 5, (), len(self._live)
+        )
 
 
 def build(
