@@ -9,16 +9,25 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from engine.kv.block_pool import PADDING_BLOCK, BlockPool
+from engine.kv.ghosts import Ghosts
 from engine.kv.page_table import split_for_fork
 from engine.kv.prefix import PrefixCache
+from engine.kv.tree import Place
 from engine.request import Request, Status
+from engine.views import WHATIF_SIZES
+
+ACTUAL_SIZE = WHATIF_SIZES.index(1.0)
 
 
-def check(pool: BlockPool, prefix: PrefixCache, block_size: int, requests: Sequence[Request]) -> None:
-    """Raises AssertionError where pool, prefix cache and page tables do not add up."""
+def check(
+    pool: BlockPool, prefix: PrefixCache, ghosts: Ghosts, block_size: int, requests: Sequence[Request]
+) -> None:
+    """Raises AssertionError where pool, prefix cache, page tables and memory of the past do not add up."""
     holders = Counter(block_id for request in requests for block_id in _held(request))
     _check_pool(pool, holders)
     _check_map(pool, prefix)
+    _check_tree(prefix)
+    _check_ghosts(pool, prefix, ghosts)
     for request in requests:
         _check_table(request, block_size)
         _check_published(request, prefix)
@@ -61,6 +70,41 @@ def _check_map(pool: BlockPool, prefix: PrefixCache) -> None:
         _ensure(prefix.key_of(entry.block_id) is entry.key, f"block {entry.block_id} has another key")
     kept = {block_id for block_id in range(1, pool.num_blocks + 1) if pool.is_kept(block_id)}
     _ensure(kept == published, "the pool keeps other blocks than the prefix cache knows")
+
+
+def _check_tree(prefix: PrefixCache) -> None:
+    """The index of children is what the published keys say, each block once, the newest before the older."""
+    tree = prefix.tree
+    hanging = {place: list(tree.children(place)) for place in tree.places()}
+    expected: dict[Place, set[int]] = {}
+    firsts = 0
+    for _, entry in prefix.entries():
+        expected.setdefault(tree.place(entry.key), set()).add(entry.block_id)
+        if entry.key.parent is None:
+            firsts += 1
+            salt, tokens = tree.split(entry.key)
+            _ensure(
+                salt in tree.salts(entry.tenant, tokens),
+                f"block {entry.block_id} is not known as tenant {entry.tenant}'s",
+            )
+    _ensure(sum(map(len, hanging.values())) == len(prefix), "a block hangs twice or nowhere")
+    _ensure({place: set(ids) for place, ids in hanging.items()} == expected, "a block hangs elsewhere")
+    _ensure(tree.num_salts() == firsts, "salts are remembered of blocks that are gone")
+
+
+def _check_ghosts(pool: BlockPool, prefix: PrefixCache, ghosts: Ghosts) -> None:
+    """The list has exactly the idle contents as not evicted, in the pool's order, and none in use."""
+    ghosts.check()
+    entries = list(ghosts.entries())
+    idle = [ghost.key for ghost in entries if ghost.cause is None]
+    keys = [prefix.key_of(block_id) for block_id in pool.idle_ids()]
+    _ensure(idle[::-1] == [key and hash(key.digest) for key in keys], "the list has other idle contents")
+    listed = {ghost.key for ghost in entries} - set(idle)
+    _ensure(listed.isdisjoint(hash(digest) for digest, _ in prefix.entries()), "a content in use is listed")
+    _ensure(
+        all((ghost.zone <= ACTUAL_SIZE) == (ghost.cause is None) for ghost in entries),
+        "a pool of the size it has does not have what it has",
+    )
 
 
 def _check_table(request: Request, block_size: int) -> None:

@@ -9,15 +9,20 @@ A request's blocks:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from engine.config import CacheConfig
 from engine.kv import audit
 from engine.kv.block_pool import BlockPool
+from engine.kv.counts import CacheCounts
+from engine.kv.explain import Explainer, whatif_hits
+from engine.kv.ghosts import Ghosts
 from engine.kv.page_table import blocks_for, split_for_fork
 from engine.kv.prefix import Digest, PrefixCache, sha256_digest
 from engine.request import Request
+from engine.types import SamplingParams
+from engine.views import CacheReport, CacheScope, EvictionCause, MissReason
 
 
 class PrefixHit(NamedTuple):
@@ -40,13 +45,27 @@ class KVManager:
 
     Args:
         digest: the prefix cache's hash; tests pass worse ones.
+
+    Attributes:
+        counts: what was looked up, found and evicted.
+        ghosts: what was evicted, and what other sizes of pool would have.
+        now_s: the time of this step, see `tick`.
     """
 
     def __init__(self, config: CacheConfig, digest: Digest = sha256_digest) -> None:
         self.block_size = config.block_size
         self.prefix_caching = config.prefix_caching
         self.prefix = PrefixCache(config.block_size, digest)
-        self.pool = BlockPool(config.num_blocks, on_evict=self.prefix.forget)
+        self.pool = BlockPool(config.num_blocks, on_evict=self._evicted)
+        self.counts = CacheCounts()
+        self.ghosts = Ghosts(self.pool.num_blocks if config.prefix_caching else 0)
+        self.now_s = 0.0
+        self._running: dict[Request, None] = {}  # admitted, and may publish more
+        self._explainer = Explainer(config.block_size, self.prefix, self.ghosts, self._running.keys())
+
+    def tick(self, now_s: float) -> None:
+        """Sets the time; once per step is often enough. It only ever grows."""
+        self.now_s = now_s
 
     @property
     def capacity_tokens(self) -> int:
@@ -72,10 +91,31 @@ class KVManager:
         idle = sum(self.pool.is_idle(block_id) for block_id in found)
         return PrefixHit(tuple(found), len(found) * self.block_size, idle)
 
+    def account(self, request: Request, hit: PrefixHit) -> CacheReport:
+        """Explains and counts the hit of a request admitted for the first time, before it is adopted."""
+        report = self._explain(request, hit)
+        self.counts.count(report)
+        if self.reads_prefix(request):
+            size = self.block_size
+            blocks = whatif_hits(
+                request, (request.prompt_len - 1) // size, len(hit.block_ids), self.prefix, self.ghosts
+            )
+            self.counts.count_whatif([count * size for count in blocks])
+        return report
+
+    def probe(self, token_ids: Sequence[int], scope: CacheScope) -> CacheReport:
+        """What a prompt would reuse now, and why not more. Counts nothing, changes nothing."""
+        request = Request("", token_ids, SamplingParams(), scope=scope)
+        return self._explain(request, self.match(request))
+
     def adopt(self, request: Request, hit: PrefixHit) -> None:
         """Starts an empty page table with the blocks of a hit."""
         for block_id in hit.block_ids:
+            if self.pool.is_idle(block_id):
+                self.ghosts.used(self._digest_of(block_id))
             self.pool.share(block_id)
+        self.ghosts.taken(self.pool.num_in_use)
+        self._running[request] = None
         request.block_ids = list(hit.block_ids)
         request.num_published = len(hit.block_ids)
         request.computed = request.confirmed = hit.tokens
@@ -96,6 +136,7 @@ class KVManager:
             self._inherit(request)
         new = self.pool.take(missing - inherits)
         request.block_ids += new
+        self.ghosts.taken(self.pool.num_in_use)
         return tuple(new)
 
     def commit(self, request: Request) -> None:
@@ -106,6 +147,7 @@ class KVManager:
         for index in range(request.num_published, full_blocks):
             if self.prefix.publish(request, index):
                 self.pool.keep(request.block_ids[index])
+                self.ghosts.used(request.block_keys[index].digest)
         request.num_published = full_blocks
 
     def fork(self, leader: Request, follower: Request) -> None:
@@ -130,23 +172,34 @@ class KVManager:
         if source is None:
             return None
         request.copy_source = None
-        self.pool.drop(source)
+        self._drop(source)
         return source, request.block_ids[split_for_fork(request.prompt_len, self.block_size).shared_blocks]
 
     def release(self, request: Request) -> None:
         """Takes every block back, the tail first, so that the head of a chain is evicted last."""
         if request.copy_source is not None:
-            self.pool.drop(request.copy_source)
+            self._drop(request.copy_source)
             request.copy_source = None
         for block_id in reversed(request.block_ids):
-            self.pool.drop(block_id)
+            self._drop(block_id)
         request.block_ids = []
         request.num_published = 0
+        self._running.pop(request, None)
 
     def reset_prefix_cache(self) -> None:
         """Forgets all content. Blocks in use stay with their requests, which do not publish them again."""
-        for block_id in self.prefix.clear():
+        for block_id, key in self.prefix.clear().items():
             self.pool.forget(block_id)
+            self._lost(key.digest, EvictionCause.RESET)
+        self.ghosts.emptied()
+
+    def parent(self, block_id: int) -> int:
+        """The published block with the tokens before a published block's; 0 where there is none."""
+        return self.prefix.parent_of(block_id)
+
+    def children(self, block_id: int) -> tuple[int, ...]:
+        """The published blocks that go on from a published one, the newest first."""
+        return self.prefix.children_of(block_id)
 
     def tokens_held(self, running: Iterable[Request]) -> int:
         """Tokens in the blocks in use, shared ones counted once: full blocks less the tails' empty room."""
@@ -164,14 +217,39 @@ class KVManager:
         Raises:
             AssertionError: naming what does not add up; our own bug.
         """
-        audit.check(self.pool, self.prefix, self.block_size, list(requests))
+        audit.check(self.pool, self.prefix, self.ghosts, self.block_size, list(requests))
 
     def _inherit(self, request: Request) -> None:
         """Nobody else is left to read the tail block: the last one needs no copy of it. This also
         guarantees that a lone request never needs more blocks than `can_ever_fit` counted."""
         assert request.copy_source is not None
         if self.pool.is_kept(request.copy_source):
-            self.prefix.forget(request.copy_source)
+            self._lost(self.prefix.forget(request.copy_source).digest, EvictionCause.RECLAIMED)
             self.pool.forget(request.copy_source)
         request.block_ids.append(request.copy_source)
         request.copy_source = None
+
+    def _drop(self, block_id: int) -> None:
+        """Gives a reference back; the last one of a published block makes its content idle."""
+        self.pool.drop(block_id)
+        if self.pool.is_idle(block_id):
+            self.ghosts.released(self._digest_of(block_id))
+
+    def _evicted(self, block_id: int) -> None:
+        self._lost(self.prefix.forget(block_id).digest, EvictionCause.CAPACITY)
+
+    def _lost(self, digest: bytes, cause: EvictionCause) -> None:
+        self.ghosts.lost(digest, self.now_s, cause)
+        self.counts.evicted[cause] += 1
+
+    def _digest_of(self, block_id: int) -> bytes:
+        key = self.prefix.key_of(block_id)
+        assert key is not None
+        return key.digest
+
+    def _explain(self, request: Request, hit: PrefixHit) -> CacheReport:
+        if not self.prefix_caching:
+            return CacheReport(request.prompt_len, 0, MissReason.CACHING_OFF, 0)
+        if not self.reads_prefix(request):
+            return CacheReport(request.prompt_len, 0, MissReason.PROMPT_LOGPROBS, 0)
+        return self._explainer.report(request, len(hit.block_ids), self.now_s)

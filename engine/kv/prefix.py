@@ -12,6 +12,7 @@ from collections.abc import Callable, ItemsView
 from hashlib import sha256
 from typing import NamedTuple
 
+from engine.kv.tree import PrefixTree
 from engine.request import BlockKey, Request
 
 Digest = Callable[[bytes], bytes]
@@ -22,10 +23,11 @@ def sha256_digest(data: bytes) -> bytes:
 
 
 class Entry(NamedTuple):
-    """A published block."""
+    """A published block. `tenant`: on whose account it was computed."""
 
     key: BlockKey
     block_id: int
+    tenant: str
 
 
 def same_content(one: BlockKey | None, other: BlockKey | None) -> bool:
@@ -42,6 +44,9 @@ class PrefixCache:
 
     Args:
         digest: the hash. Any function is safe, a bad one only finds less.
+
+    Attributes:
+        tree: the published blocks by what they go on from.
     """
 
     def __init__(self, block_size: int, digest: Digest = sha256_digest) -> None:
@@ -49,6 +54,7 @@ class PrefixCache:
         self._digest = digest
         self._entries: dict[bytes, Entry] = {}
         self._key_of: dict[int, BlockKey] = {}
+        self.tree = PrefixTree(4 * block_size)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -71,6 +77,18 @@ class PrefixCache:
             found.append(entry.block_id)
         return found
 
+    def look(self, request: Request, index: int) -> tuple[BlockKey, Entry | None]:
+        """The key of the request's block `index`, and who has that content."""
+        key = self._key(request, index)
+        if index:
+            key.parent = request.block_keys[index - 1]
+        entry = self._entries.get(key.digest)
+        return key, entry if entry is not None and same_content(entry.key, key) else None
+
+    def digest_at(self, request: Request, index: int) -> bytes:
+        """The digest of the request's block `index`, which all tokens are known of."""
+        return self._key(request, index).digest
+
     def publish(self, request: Request, index: int) -> bool:
         """Enters the request's block `index`, whose tokens are all computed.
 
@@ -78,32 +96,58 @@ class PrefixCache:
             False where other content owns the digest or another block has this content: the first stays.
         """
         key = self._key(request, index)
+        if index:  # as in `find`: the comparison ends where the request holds a published key itself
+            key.parent = request.block_keys[index - 1]
         block_id = request.block_ids[index]
         entry = self._entries.get(key.digest)
         if entry is None:
-            self._entries[key.digest] = Entry(key, block_id)
+            self._entries[key.digest] = Entry(key, block_id, request.scope.tenant)
             self._key_of[block_id] = key
+            self.tree.add(key, block_id, request.scope.tenant)
             return True
         if same_content(entry.key, key):
             request.block_keys[index] = entry.key
         return False
 
-    def forget(self, block_id: int) -> None:
-        """The block's content is gone."""
-        del self._entries[self._key_of.pop(block_id).digest]
+    def forget(self, block_id: int) -> BlockKey:
+        """The block's content is gone; returns what it was."""
+        key = self._key_of.pop(block_id)
+        self.tree.remove(key, block_id, self._entries.pop(key.digest).tenant)
+        return key
 
-    def clear(self) -> list[int]:
-        """Forgets everything and returns the blocks that were published."""
-        block_ids = list(self._key_of)
+    def clear(self) -> dict[int, BlockKey]:
+        """Forgets everything and returns the blocks that were published, with what they held."""
+        keys = dict(self._key_of)
         self._entries.clear()
         self._key_of.clear()
-        return block_ids
+        self.tree.clear()
+        return keys
+
+    def parent_of(self, block_id: int) -> int:
+        """The published block that holds the tokens before a published one's, 0 where there is none."""
+        key = self._key_of.get(block_id)
+        entry = None if key is None or key.parent is None else self._entries.get(key.parent.digest)
+        return entry.block_id if entry and key and same_content(entry.key, key.parent) else 0
+
+    def children_of(self, block_id: int) -> tuple[int, ...]:
+        """The published blocks that go on from a published one, the newest first."""
+        key = self._key_of.get(block_id)
+        children = () if key is None else self.tree.children(key.digest)
+        return tuple(child for child in children if self.parent_of(child) == block_id)
 
     def entries(self) -> ItemsView[bytes, Entry]:
         return self._entries.items()
 
+    def has_digest(self, digest: bytes) -> bool:
+        """Whether a block of that digest is published; for statistics, tokens are not compared."""
+        return digest in self._entries
+
     def key_of(self, block_id: int) -> BlockKey | None:
         return self._key_of.get(block_id)
+
+    def tenant_of(self, block_id: int) -> str:
+        """On whose account a published block was computed."""
+        return self._entries[self._key_of[block_id].digest].tenant
 
     def content(self, request: Request, index: int) -> bytes:
         """The bytes a block is known by. The first block's start with the salt: all else depends on it."""

@@ -16,6 +16,7 @@ from engine.kv.spec import KVSpec
 from engine.request import Request, Status
 from engine.types import SamplingParams
 from engine.views import CacheScope
+from engine.views import CacheScope
 
 P = 4
 

@@ -1,0 +1,146 @@
+"""Why the reuse of a prompt ended where it did. It reads what the cache knows and changes none of it.
+
+The answer is about one block: the first that was not reused. Only the caller's own tenant's tokens are ever
+shown, and of other tenants' blocks nothing is said but what the caller could find out by asking with the
+same salt.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from itertools import islice
+
+from engine.kv.ghosts import Ghosts
+from engine.kv.prefix import PrefixCache
+from engine.request import BlockKey, Request
+from engine.views import CacheReport, MissReason
+
+MAX_SIBLINGS = 256  # of the blocks that go on from the same place, the newest are compared
+TOKENS_BEFORE = 8  # shown of what is cached, around the first difference
+TOKENS_AFTER = 16
+
+
+class Explainer:
+    """Names the reason of a miss.
+
+    Args:
+        running: the requests that hold blocks and may still publish some.
+    """
+
+    def __init__(
+        self, block_size: int, prefix: PrefixCache, ghosts: Ghosts, running: Iterable[Request]
+    ) -> None:
+        self._size = block_size
+        self._prefix = prefix
+        self._ghosts = ghosts
+        self._running = running
+
+    def report(self, request: Request, reused_blocks: int, now_s: float) -> CacheReport:
+        """Explains what `PrefixCache.find` just returned for the request, which does not run yet."""
+        length, start = request.prompt_len, reused_blocks * self._size
+        left = length - start
+
+        def because(reason: MissReason, at_token: int = start) -> CacheReport:
+            return CacheReport(length, start, reason, at_token)
+
+        if left < self._size:
+            return because(MissReason.PARTIAL_BLOCK)
+        key, entry = self._prefix.look(request, reused_blocks)
+        if entry is not None:  # all of it is there: `match` stopped for the last token's sake
+            return because(MissReason.LAST_TOKEN)
+        if self._is_in_progress(request, reused_blocks):
+            return because(MissReason.IN_PROGRESS)
+        lost = self._ghosts.recall(key.digest)
+        if lost is not None:
+            age_s = max(now_s - lost[0], 0.0)
+            return CacheReport(length, start, MissReason.EVICTED, start, age_s, lost[1])
+        if reused_blocks == 0 and self._has_other_salt(request, key):
+            return because(MissReason.OTHER_SALT)
+        diverged = self._diverged(request, key, start)
+        if diverged is not None:
+            return diverged
+        return CacheReport(length, start, MissReason.NEVER_SEEN, start, memory_full=self._ghosts.overflowed)
+
+    def _is_in_progress(self, request: Request, index: int) -> bool:
+        """Whether somebody computes the same block and has not published it yet."""
+        tokens, start, end = request.token_ids, index * self._size, (index + 1) * self._size
+        last = tokens[end - 1]
+        for other in self._running:
+            theirs = other.token_ids
+            if (
+                other.num_published <= index
+                and other.prompt_len >= end
+                and theirs[end - 1] == last
+                and other.salt == request.salt
+                and theirs[start:end] == tokens[start:end]
+                and theirs[:start] == tokens[:start]
+                and other is not request
+            ):
+                return True
+        return False
+
+    def _has_other_salt(self, request: Request, key: BlockKey) -> bool:
+        tokens = key.content[len(request.salt) :]
+        return bool(self._prefix.tree.salts(request.scope.tenant, tokens) - {request.salt})
+
+    def _diverged(self, request: Request, key: BlockKey, start: int) -> CacheReport | None:
+        """The cached block of the same place that agrees with the prompt for longest, if any does."""
+        tree, size = self._prefix.tree, self._size
+        own = key.content[-4 * size :]
+        longest, nearest = -1, 0
+        for block_id in islice(tree.children(tree.place(key)), MAX_SIBLINGS):
+            sibling = self._prefix.key_of(block_id)
+            assert sibling is not None
+            common = common_tokens(own, sibling.content[-4 * size :])
+            if common > longest:
+                longest, nearest = common, block_id
+        if longest < (1 if start == 0 else 0):
+            return None
+        cached: tuple[int, ...] = ()
+        first = 0
+        if self._prefix.tenant_of(nearest) == request.scope.tenant:
+            first = max(longest - TOKENS_BEFORE, 0)
+            theirs = self._prefix.key_of(nearest)
+            assert theirs is not None
+            cached = tuple(array("I", theirs.content[-4 * size :])[first : longest + TOKENS_AFTER])
+        return CacheReport(
+            request.prompt_len,
+            start,
+            MissReason.DIVERGED,
+            start + longest,
+            cached_ids=cached,
+            context_start=start + first if cached else 0,
+        )
+
+
+def common_tokens(one: bytes, other: bytes) -> int:
+    """How many leading tokens two blocks of the same size share.
+
+    >>> common_tokens(array("I", [7, 8, 9]).tobytes(), array("I", [7, 8, 5]).tobytes())
+    2
+    """
+    difference = int.from_bytes(one, "big") ^ int.from_bytes(other, "big")
+    return (len(one) - (difference.bit_length() + 7) // 8) // 4
+
+
+def whatif_hits(
+    request: Request, limit: int, hit_blocks: int, prefix: PrefixCache, ghosts: Ghosts
+) -> list[int]:
+    """The leading blocks of the request, `limit` at most, that a pool of each size would have.
+
+    A content in use is in use in a pool of any size. Ends where no size goes on.
+    """
+    found = [limit] * ghosts.nowhere
+    smallest = 0  # of the sizes that had everything so far
+    for index in range(limit):
+        digest = prefix.digest_at(request, index)
+        zone = ghosts.zone(digest)
+        if zone < 0 and index >= hit_blocks and not prefix.has_digest(digest):
+            zone = ghosts.nowhere
+        if zone > smallest:
+            found[smallest:zone] = [index] * (zone - smallest)
+            smallest = zone
+            if zone == ghosts.nowhere:
+                break
+    return found
