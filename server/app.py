@@ -28,6 +28,7 @@ from server.prompts import Template, Tokenizer
 from server.routes import chat, completions, models, operations
 from server.service import Service
 from server.settings import ServerSettings
+from server.trail import Tracer
 
 NO_DEFAULTS: Mapping[str, float] = MappingProxyType({})
 DESCRIPTION = "Serves a language model from a paged KV cache. Speaks the OpenAI API."
@@ -39,6 +40,7 @@ def create_app(
     tokenizer: Tokenizer,
     template: Template | None = None,
     sampling_defaults: Mapping[str, float] = NO_DEFAULTS,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """Builds the application.
 
@@ -46,6 +48,7 @@ def create_app(
         client: not started yet; the app's lifespan starts and stops it.
         tokenizer, template: the model's own, from engine.text. Without a template only completions work.
         sampling_defaults: for fields of SamplingParams that a request leaves out.
+        tracer: told of each generation request that ended.
     """
     service = Service(client, settings, tokenizer, template, sampling_defaults)
     app = FastAPI(
@@ -69,7 +72,13 @@ def create_app(
     app.add_middleware(PhaseGate, service=service)
     app.add_middleware(Auth, keys=settings.api_keys)
     app.add_middleware(Limits, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestLog, metrics=service.metrics, access_log=settings.access_log)
+    app.add_middleware(
+        RequestLog,
+        metrics=service.metrics,
+        access_log=settings.access_log,
+        model_name=settings.model_name,
+        tracer=tracer,
+    )
     return app
 
 

@@ -43,12 +43,17 @@ def serve(given: argparse.Namespace) -> int:
     except SettingsError as exc:
         return _complain(str(exc), USAGE_ERROR)
     # Imported late so that `quire --help` and `quire version` are instant.
-    from server import run, serving
+    from server import log, run, serving
 
+    log.configure_logging(log.log_options(chosen))
+    if chosen.log_prompts:
+        log.warn_of_prompts()
     try:
         with run.listen(chosen.host, chosen.port) as sock:
             return serving.serve(chosen, sock)
     except (ConfigError, run.PortTaken) as exc:
+        if chosen.log_format == "json":
+            return log.complain(str(exc), 1)
         return _complain(str(exc), 1)
 
 

@@ -6,14 +6,18 @@ belongs to programs.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TextIO
 
 from tqdm import tqdm
 
 from engine.types import EngineInfo
 from server.settings import ServerSettings
+
+logger = logging.getLogger("quire")
 
 _PLAIN_STEP = 0.25
 
@@ -89,6 +93,13 @@ def lines(info: EngineInfo, settings: ServerSettings, url: str) -> list[str]:
     ]
 
 
+def fields(info: EngineInfo, url: str) -> dict[str, object]:
+    """The same for programs."""
+    facts = asdict(info)
+    chosen = {name: value for name, value, _ in facts.pop("reasons")}
+    return {"url": url, **facts, "chosen": chosen}
+
+
 def _device(info: EngineInfo) -> str:
     return info.backend if info.backend.startswith(info.device) else f"{info.device} ({info.backend})"
 
@@ -97,6 +108,11 @@ def printer(settings: ServerSettings, url: str, info: Callable[[], EngineInfo]) 
     """Prints the report when called."""
 
     def show() -> None:
+        if settings.log_format == "json":
+            logger.info(
+                "ready to serve %s at %s", settings.model_name, url, extra={"fields": fields(info(), url)}
+            )
+            return
         print("\n".join(lines(info(), settings, url)), file=sys.stderr, flush=True)
 
     return show

@@ -21,6 +21,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from server import engine_line
 from server.http_protocol import limited_protocol
 from server.service import Phase, Service
 from server.settings import ServerSettings
@@ -96,13 +97,17 @@ class Server(uvicorn.Server):
         """
         sock.listen(BACKLOG)
         serving = asyncio.create_task(self.serve([sock]))
+        watching: asyncio.Task[None] | None = None
         try:
             await _first(self.service.started.wait(), self._stop.wait(), or_task=serving)
             if self.service.phase is Phase.READY:
                 on_ready()
+                watching = asyncio.create_task(engine_line.watch(self.service.client), name="engine-line")
                 await _first(self._stop.wait(), or_task=serving)
                 await self._drain()
         finally:
+            if watching is not None:
+                watching.cancel()
             self.should_exit = True
             await serving
         if self.service.failure is not None and self.stop_signal is None:

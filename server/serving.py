@@ -6,23 +6,30 @@ The composition root of the API process. Knows which concrete classes are used; 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from engine import builtin, hub
 from engine.client import ProcessClient
-from engine.errors import ModelError
+from engine.errors import ConfigError, ModelError
 from engine.text.chat import ChatTemplate
 from engine.text.files import read_text_files, sampling_defaults
 from engine.text.tokenizer import Tokenizer
 from server import report
 from server.app import create_app
-from server.log import configure_logging
+from server.log import log_options
 from server.run import Server
 from server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from server.tracing import Tracing
+
+logger = logging.getLogger("quire")
 
 
 def serve(settings: ServerSettings, sock: socket.socket) -> int:
@@ -31,27 +38,51 @@ def serve(settings: ServerSettings, sock: socket.socket) -> int:
     Raises:
         ConfigError: the model or the machine cannot do what was asked.
     """
-    configure_logging(settings.log_level)
     # Before the loop runs: a download takes minutes, and Ctrl-C should end it.
     folder = _folder(settings)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, folder, sock))
+    tracing = _tracing(settings)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, folder, sock, tracing))
+    finally:
+        if tracing is not None:
+            tracing.shutdown()
 
 
-async def _serve(settings: ServerSettings, folder: Path, sock: socket.socket) -> int:
+async def _serve(settings: ServerSettings, folder: Path, sock: socket.socket, tracing: Tracing | None) -> int:
     options = replace(settings.engine, model=str(folder))
-    progress = report.LoadProgress()
+    progress = report.LoadProgress() if settings.log_format == "text" else None
     files = read_text_files(folder)
     tokenizer = Tokenizer(files)
     template = ChatTemplate.from_files(files, tokenizer)
-    client = ProcessClient(options, tokenizer, on_progress=progress)
-    app = create_app(client, settings, tokenizer, template, sampling_defaults(files))
+    client = ProcessClient(options, tokenizer, on_progress=progress, log_options=log_options(settings))
+    app = create_app(client, settings, tokenizer, template, sampling_defaults(files), tracing)
     server = Server(app, settings)
     show = report.printer(settings, url(settings.host, sock), lambda: client.info)
     try:
         return await server.run_until_stopped(sock, show)
     finally:
-        progress.close()
+        if progress is not None:
+            progress.close()
+
+
+def _tracing(settings: ServerSettings) -> Tracing | None:
+    """What sends traces, if somebody wants them.
+
+    Raises:
+        ConfigError: the packages for it are missing, and we were told by name to trace.
+    """
+    if not settings.otlp_endpoint:
+        return None
+    try:
+        from server import tracing
+    except ImportError as error:
+        missing = f"Tracing needs the packages of quire[otel] (pip install 'quire[otel]'): {error}."
+        if settings.otlp_required:
+            raise ConfigError(missing) from error
+        logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but nothing is traced. %s", missing)
+        return None
+    return tracing.connect(settings.otlp_endpoint)
 
 
 def _folder(settings: ServerSettings) -> Path:

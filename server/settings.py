@@ -50,6 +50,9 @@ class ServerSettings:
         demo: no MODEL was given; the built-in one is served.
         model_name: what requests call the model.
         api_keys: empty means no keys are asked for.
+        colour: of text logs on a terminal.
+        otlp_endpoint: where traces go; empty: nobody traces. Not `otlp_required`: no variable or flag of ours
+            asked for it, so that going on without is right where it cannot be.
         engine: what the engine was told; its `model` is empty when `demo`.
     """
 
@@ -61,10 +64,11 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     log_level: str = "info"
     log_format: str = "text"
-    colour: bool = True  # of text on a terminal; NO_COLOR says no
+    colour: bool = True
     log_prompts: bool = False
     access_log: bool = True
-    otlp_endpoint: str = ""  # empty: nobody traces
+    otlp_endpoint: str = ""
+    otlp_required: bool = True
     metrics_compat: str = "none"
     max_body_bytes: int = 8 * 2**20
     max_header_bytes: int = 64 * 2**10
@@ -363,7 +367,22 @@ def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> 
     model = given.get("model") or variables.get("QUIRE_MODEL") or None
     name = server.pop("model_name", None) or model or DEMO_NAME
     options = EngineOptions(model=model or "", served_model_name=name, **engine)
+    server.setdefault("colour", not variables.get("NO_COLOR") and variables.get("TERM") != "dumb")
+    if "otlp_endpoint" not in server:
+        server.update(otlp_endpoint=_ambient_collector(variables), otlp_required=False)
     return ServerSettings(engine=options, demo=model is None, model_name=name, **server)
+
+
+def _ambient_collector(variables: Mapping[str, str]) -> str:
+    """What OpenTelemetry's own variables say, which are often set for every program of a cluster."""
+    if (
+        variables.get("OTEL_SDK_DISABLED", "").lower() == "true"
+        or variables.get("OTEL_TRACES_EXPORTER") == "none"
+    ):
+        return ""
+    name = "OTEL_EXPORTER_OTLP_ENDPOINT"
+    found = variables.get(name)
+    return _checked(_collector, found, name) if found else ""
 
 
 def parse_args(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServerSettings:

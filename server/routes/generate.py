@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.types import SamplingParams
+from server import request_lines
 from server.errors import ApiError, shorten
 from server.generation import Generation
 from server.jsonbody import read_json
@@ -24,6 +25,7 @@ from server.render import Choice, Chunks, Head
 from server.schema.common import RequestT, parse
 from server.service import Service
 from server.streaming import EventStream, collect
+from server.trail import trail_of
 
 MAX_WARNINGS = 8
 MIN_BODY_VALUES = 250_000
@@ -60,17 +62,23 @@ class Api(ABC, Generic[RequestT]):
             ApiError, QuireError: to be written by the app's handlers.
         """
         record = self.service.metrics.begin(self.name)
+        trail = trail_of(http.scope)
+        trail.api = self.name
         try:
             refusal = self.service.why_not_ready()
             if refusal is not None:
                 raise refusal
             body = await self._read(http)
             request = parse(self.schema, body)
-            generation = await self._submit(request, record)
+            trail.stream = bool(request.stream)
+            trail.generation = generation = await self._submit(request, record)
+            if self.service.settings.log_prompts:
+                request_lines.prompts(generation, self.service.tokenizer)
             if not request.stream:
                 choices = await collect(self.service, generation, http.receive)
         except BaseException as exc:
             record.failed(exc)
+            trail.failed(exc)
             raise
         head = Head(generation.id, int(time.time()), self.service.model_name, self.service.fingerprint)
         headers = self._warnings(request)

@@ -15,7 +15,7 @@ import uvloop
 
 from server import settings
 from server.app import create_app
-from server.log import configure_logging
+from server.log import configure_logging, log_options
 from server.run import Server, listen
 from tests.helpers.fake_client import FakeClient, FakeTemplate, FakeTokenizer
 
@@ -26,7 +26,7 @@ async def serve(arguments: list[str]) -> int:
     parser.add_argument("--pause", type=float, default=0.0)
     own, rest = parser.parse_known_args(arguments)
     chosen = settings.parse_args(rest, {})
-    configure_logging(chosen.log_level)
+    configure_logging(log_options(chosen))
     client = FakeClient(lambda ids, params, index: "abcdefghi " * (own.tokens // 10))
     client.pause_s = own.pause
     app = create_app(client, chosen, FakeTokenizer(), FakeTemplate())
