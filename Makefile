@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 INPUTS := pyproject.toml constraints.txt setup.py $(wildcard kernels/native/*.cpp kernels/native/*.h)
+# The live page's charts: uPlot, out of a wheel whose Python is not wanted, so that nobody needs node.
+CHARTS := server/ui/vendor/uPlot.iife.js
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev serve test check lint types layers test-gpu bench builtin-model clean
@@ -11,8 +13,8 @@ INPUTS := pyproject.toml constraints.txt setup.py $(wildcard kernels/native/*.cp
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-install: $(VENV)/.installed  ## create .venv with everything `quire serve` needs
-dev: $(VENV)/.dev  ## add what tests and checks need
+install: $(VENV)/.installed $(CHARTS)  ## create .venv with everything `quire serve` needs
+dev: $(VENV)/.dev $(CHARTS)  ## add what tests and checks need
 
 serve: install  ## serve the built-in demo model on http://127.0.0.1:8000
 	$(BIN)/quire serve
@@ -45,7 +47,7 @@ builtin-model: dev  ## train the built-in demo model again
 	$(BIN)/python -m training.train
 
 clean:  ## remove what the verbs above made
-	rm -rf $(VENV) build *.egg-info kernels/native/*.so
+	rm -rf $(VENV) build *.egg-info kernels/native/*.so server/ui/vendor
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -59,3 +61,8 @@ $(VENV)/.installed: $(BIN)/python $(INPUTS)
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
 	@touch $@
+
+$(CHARTS): constraints.txt | $(BIN)/python
+	$(PIP) --no-deps --upgrade --target build/vendor uplot-python
+	@mkdir -p server/ui/vendor
+	@cp build/vendor/uplot/static/uPlot.min.css build/vendor/uplot/static/uPlot.iife.js server/ui/vendor/

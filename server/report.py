@@ -85,8 +85,10 @@ def lines(info: EngineInfo, settings: ServerSettings, url: str) -> list[str]:
         report.insert(0, "demo      This is the small built-in demo model: it only knows Quire itself.")
         report.insert(1, "          Serve your own with: quire serve MODEL")
     keys = " (API key needed)" if settings.api_keys else ""
+    page = [f"live page {url}/ui"] if settings.ui else []
     return [
         *report,
+        *page,
         f"API       {url}/v1{keys}",
         f"docs      {url}/docs",
         f"metrics   {url}/metrics",

@@ -67,6 +67,7 @@ class ServerSettings:
     colour: bool = True
     log_prompts: bool = False
     access_log: bool = True
+    ui: bool = True
     otlp_endpoint: str = ""
     otlp_required: bool = True
     metrics_compat: str = "none"
@@ -217,13 +218,14 @@ SERVER_FLAGS = (
         "write the beginning of every prompt to the log, for debugging",
         switch_to=True,
     ),
-    Flag("no-access-log", "access_log", _switch, "", "no lines per request", switch_to=False),
+    Flag("no-access-log", "access_log", _switch, "", "no line per request", switch_to=False),
+    Flag("no-ui", "ui", _switch, "", "no live page at /ui", switch_to=False),
     Flag(
         "otlp-endpoint",
         "otlp_endpoint",
         _collector,
         "URL",
-        "send traces to this OpenTelemetry collector over HTTP, such as http://127.0.0.1:4318; needs quire[otel] "
+        "send traces to this collector, such as http://127.0.0.1:4318; needs quire[otel] "
         "(default: OTEL_EXPORTER_OTLP_ENDPOINT, else no tracing)",
     ),
     Flag(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,17 +20,22 @@ PUBLIC_PATHS = frozenset({"/health", "/ready", "/version"})
 
 
 class Auth:
-    """Lets through requests that carry one of the keys; without keys, everything."""
+    """Lets through requests that carry one of the keys; without keys, everything.
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    Args:
+        public: exact paths that need no key, besides PUBLIC_PATHS.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], public: Collection[str] = ()) -> None:
         self.app = app
+        self._public = PUBLIC_PATHS.union(public)
         self._digests = [_digest(key.encode("ascii")) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
             scope["type"] != "http"
             or not self._digests
-            or scope["path"] in PUBLIC_PATHS
+            or scope["path"] in self._public
             or self._allows(scope)
         ):
             await self.app(scope, receive, send)

@@ -14,6 +14,7 @@ FLAGS = {
     "--served-model-name": ("QUIRE_SERVED_MODEL_NAME", "model_name", "quire-demo"),
     "--log-level": ("QUIRE_LOG_LEVEL", "log_level", "info"),
     "--no-access-log": ("QUIRE_NO_ACCESS_LOG", "access_log", True),
+    "--no-ui": ("QUIRE_NO_UI", "ui", True),
     "--max-body-size": ("QUIRE_MAX_BODY_SIZE", "max_body_bytes", 8388608),
     "--max-header-size": ("QUIRE_MAX_HEADER_SIZE", "max_header_bytes", 65536),
     "--max-connections": ("QUIRE_MAX_CONNECTIONS", "max_connections", 4096),
