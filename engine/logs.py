@@ -33,6 +33,7 @@ _MAX_TRACE_CHARS = 65_536
 
 _RESET, _DIM, _RED, _YELLOW, _CYAN = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[33m", "\x1b[36m"
 _LEVELS = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"}
+_WORDS = {"critical": "FATAL"}
 _COLOURS = {"debug": _DIM, "warning": _YELLOW, "error": _RED, "critical": _RED}
 # Members that a record's own fields may not replace.
 _OURS = frozenset({"time", "level", "logger", "message", "exception"})
@@ -93,7 +94,11 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = _LEVELS.get(record.levelno, "info")
         when = f"{time.strftime(self._time_format, time.localtime(record.created))}.{int(record.msecs):03d}"
-        word, source, message = f"{level.upper():<7}", f"{source_of(record.name):<7}", _message(record)
+        word, source, message = (
+            f"{_WORDS.get(level, level.upper()):<7}",
+            f"{source_of(record.name):<7}",
+            _message(record),
+        )
         if self._colour:
             tint = _COLOURS.get(level, "")
             when, source = f"{_DIM}{when}{_RESET}", f"{_CYAN}{source}{_RESET}"
@@ -143,15 +148,19 @@ def _value(value: Any) -> Any:
     return value
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Ours, so that we replace no one else's."""
+
+
 def configure(options: LogOptions, stream: TextIO | None = None) -> logging.Handler:
     """Sends every logger's records to the stream (stderr), our own from `options.level` on.
 
     Python's warnings and errors that nobody caught become records as well.
     """
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setFormatter(JsonFormatter() if options.form == "json" else TextFormatter(options))
     root = logging.getLogger()
-    for old in root.handlers[:]:
+    for old in [old for old in root.handlers if isinstance(old, _Handler)]:
         root.removeHandler(old)
     root.addHandler(handler)
     level = logging.getLevelNamesMapping()[options.level.upper()]

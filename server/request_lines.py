@@ -1,4 +1,4 @@
-"""What the log says of a request: one line when it has been answered, one more if it generated something.
+"""What the log says of a request: one line, when it has been answered.
 
 Knows trails and words; what was asked and answered is never written, unless somebody started the server with
 --log-prompts.
@@ -17,7 +17,6 @@ from server.prompts import Tokenizer
 from server.trail import Trail, joined
 
 access_logger = logging.getLogger("quire.access")
-request_logger = logging.getLogger("quire.request")
 prompt_logger = logging.getLogger("quire.prompt")
 
 # Of each prompt, with --log-prompts.
@@ -32,10 +31,29 @@ def _shown(path: str) -> str:
     return path if _HARMLESS_PATH.fullmatch(path) else json.dumps(path)
 
 
-def access(trail: Trail) -> None:
-    """One answered request."""
-    if not access_logger.isEnabledFor(logging.INFO):
+def answered(trail: Trail, trace_id: str = "") -> None:
+    """One answered request, with counts and times if it was in the engine; a warning if we failed it."""
+    level = logging.WARNING if trail.server_failed else logging.INFO
+    if not access_logger.isEnabledFor(level):
         return
+    fields = _fields(trail)
+    parts = [
+        f"{trail.client} {trail.method} {_shown(trail.path)} {trail.status} {duration(trail.seconds)}"
+        + (f" {trail.error}" if trail.error else "")
+    ]
+    ids = trail.request_id
+    if trail.generation is not None:
+        fields |= _generation_fields(trail, trail.generation)
+        parts.append(_outcome(trail, trail.generation))
+        ids += f" {trail.generation.id}"
+    if trace_id:
+        fields["trace_id"] = trace_id
+    if trail.tenant not in ("", "default"):
+        parts.append(trail.tenant)
+    access_logger.log(level, "%s", " | ".join([*parts, ids]), extra={"fields": fields})
+
+
+def _fields(trail: Trail) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "request_id": trail.request_id,
         "client": trail.client,
@@ -48,67 +66,40 @@ def access(trail: Trail) -> None:
         fields["tenant"] = trail.tenant
     if trail.error:
         fields["error"] = trail.error
-    access_logger.info(
-        "%s %s %s %d %s%s %s",
-        trail.client,
-        trail.method,
-        _shown(trail.path),
-        trail.status,
-        duration(trail.seconds),
-        f" {trail.error}" if trail.error else "",
-        trail.request_id,
-        extra={"fields": fields},
-    )
+    return fields
 
 
-def finished(trail: Trail, generation: Generation, trace_id: str = "") -> None:
-    """One request that was in the engine, with its counts and times; a warning if we failed it."""
-    level = logging.WARNING if trail.server_failed else logging.INFO
-    if not request_logger.isEnabledFor(level):
-        return
+def _generation_fields(trail: Trail, generation: Generation) -> dict[str, Any]:
     timeline = generation.timeline
-    reason = joined(timeline.finish_reasons)
-    queued_s = timeline.queued_s
-    first_s = None if timeline.first_s is None else timeline.first_s - trail.started_s
-    fields: dict[str, Any] = {
-        "request_id": trail.request_id,
+    return {
         "id": generation.id,
         "engine_requests": generation.engine_numbers[:_MAX_NUMBERS],
         "api": trail.api,
-        "tenant": trail.tenant,
         "stream": trail.stream,
         "prompts": len(generation.prompts),
         "choices": len(generation.prompts) * generation.params.n,
         "prompt_tokens": generation.prompt_tokens,
         "cached_tokens": generation.cached_tokens,
         "completion_tokens": generation.completion_tokens,
-        "finish_reason": reason or None,
-        "queue_ms": None if queued_s is None else milliseconds(queued_s),
-        "ttft_ms": None if first_s is None else milliseconds(first_s),
-        "duration_ms": milliseconds(trail.seconds),
+        "finish_reason": joined(timeline.finish_reasons) or None,
+        "queue_ms": None if timeline.queued_s is None else milliseconds(timeline.queued_s),
+        "ttft_ms": None if timeline.first_s is None else milliseconds(timeline.first_s - trail.started_s),
     }
-    if trail.error:
-        fields["error"] = trail.error
-    if trace_id:
-        fields["trace_id"] = trace_id
-    parts = [f"{generation.prompt_tokens} prompt tokens ({generation.cached_tokens} cached)"]
-    parts.append(f"{generation.completion_tokens} generated")
-    if queued_s is not None:
-        parts.append(f"queued {duration(queued_s)}")
-    if first_s is not None:
-        parts.append(f"first token after {duration(first_s)}")
-    parts.append(f"{duration(trail.seconds)} in all")
-    if trail.tenant not in ("", "default"):
-        parts.append(f"tenant {trail.tenant}")
-    parts.append(trail.request_id)
-    request_logger.log(
-        level,
-        "%s %s: %s",
-        generation.id,
-        trail.error or reason or "ended",
-        ", ".join(parts),
-        extra={"fields": fields},
-    )
+
+
+def _outcome(trail: Trail, generation: Generation) -> str:
+    timeline = generation.timeline
+    parts = [
+        f"{generation.prompt_tokens} prompt tokens ({generation.cached_tokens} cached)",
+        f"{generation.completion_tokens} generated",
+    ]
+    if timeline.queued_s is not None:
+        parts.append(f"queued {duration(timeline.queued_s)}")
+    if timeline.first_s is not None:
+        parts.append(f"first after {duration(timeline.first_s - trail.started_s)}")
+    if timeline.finish_reasons:
+        parts.append(joined(timeline.finish_reasons))
+    return ", ".join(parts)
 
 
 def prompts(generation: Generation, tokenizer: Tokenizer) -> None:

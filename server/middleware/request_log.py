@@ -34,7 +34,7 @@ class RequestLog:
     """The outermost of our layers.
 
     Args:
-        access_log: write lines about requests that ended.
+        access_log: write a line about each request that was answered.
         tracer: told of each generation request that ended.
     """
 
@@ -103,11 +103,8 @@ class RequestLog:
         trace_id = ""
         if self._tracer is not None and trail.api:
             trace_id = self._tracer.ended(trail, self._model_name)
-        if self._access_log:
-            if trail.generation is not None:
-                request_lines.finished(trail, trail.generation, trace_id)
-            if scope["path"] not in _QUIET:
-                request_lines.access(trail)
+        if self._access_log and scope["path"] not in _QUIET:
+            request_lines.answered(trail, trace_id)
 
 
 def _request_id(scope: Scope) -> str:

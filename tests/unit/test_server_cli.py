@@ -20,6 +20,12 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def log_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our handler would keep the stream that pytest captures into, beyond the test."""
+    monkeypatch.setattr("server.log.configure_logging", lambda options: None)
+
+
 def one_line(text: str) -> str:
     assert text.count("\n") == 1 and "Traceback" not in text, text
     return text
@@ -56,11 +62,7 @@ def test_a_taken_port_is_exit_1_before_anything_is_loaded(
     assert "already in use" in one_line(capsys.readouterr().err)
 
 
-def test_a_model_that_is_not_there_is_exit_1(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Its handler would keep the stream that pytest captures into, beyond this test.
-    monkeypatch.setattr("server.serving.configure_logging", lambda level: None)
+def test_a_model_that_is_not_there_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "/no/such/folder", "--port", "0"]) == 1
     assert "/no/such/folder" in one_line(capsys.readouterr().err)
 
