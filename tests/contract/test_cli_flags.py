@@ -13,6 +13,7 @@ FLAGS = {
     "--api-key": ("QUIRE_API_KEY", "api_keys", ()),
     "--served-model-name": ("QUIRE_SERVED_MODEL_NAME", "model_name", "quire-demo"),
     "--log-level": ("QUIRE_LOG_LEVEL", "log_level", "info"),
+    "--metrics-compat": ("QUIRE_METRICS_COMPAT", "metrics_compat", "none"),
     "--no-access-log": ("QUIRE_NO_ACCESS_LOG", "access_log", True),
     "--no-ui": ("QUIRE_NO_UI", "ui", True),
     "--max-body-size": ("QUIRE_MAX_BODY_SIZE", "max_body_bytes", 8388608),
