@@ -26,6 +26,7 @@ def check(
     holders = Counter(block_id for request in requests for block_id in _held(request))
     _check_pool(pool, holders)
     _check_map(pool, prefix)
+    _check_facts(pool, prefix, requests)
     _check_tree(prefix)
     _check_ghosts(pool, prefix, ghosts)
     for request in requests:
@@ -70,6 +71,18 @@ def _check_map(pool: BlockPool, prefix: PrefixCache) -> None:
         _ensure(prefix.key_of(entry.block_id) is entry.key, f"block {entry.block_id} has another key")
     kept = {block_id for block_id in range(1, pool.num_blocks + 1) if pool.is_kept(block_id)}
     _ensure(kept == published, "the pool keeps other blocks than the prefix cache knows")
+
+
+def _check_facts(pool: BlockPool, prefix: PrefixCache, requests: Sequence[Request]) -> None:
+    """What is shown of each block is so."""
+    facts = pool.facts
+    facts.check(list(pool.free_ids()), list(pool.idle_ids()))
+    for block_id in range(1, pool.num_blocks + 1):
+        parent = prefix.parent_of(block_id)
+        _ensure(facts.parents[block_id] == parent, f"block {block_id} is shown under another parent")
+    for request in requests:
+        for index, block_id in enumerate(request.block_ids):
+            _ensure(facts.positions[block_id] == index, f"block {block_id} is shown at another position")
 
 
 def _check_tree(prefix: PrefixCache) -> None:

@@ -1,5 +1,7 @@
 """The blocks: who counts references on them, and which is handed out next. It knows no tokens.
 
+Each change of a block's state is told to `facts`, which remembers whose blocks they are and since when.
+
 Every block but the padding block 0 is in exactly one of three states:
 
             take                     drop to 0, content kept
@@ -12,8 +14,11 @@ Every block but the padding block 0 is in exactly one of three states:
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+
+from engine.kv.facts import BlockFacts
 
 PADDING_BLOCK = 0
 
@@ -24,6 +29,9 @@ class BlockPool:
     Args:
         num_blocks: the padding block included.
         on_evict: told of each idle block whose content is given up to make room.
+
+    Attributes:
+        facts: about each block; read by those who show the pool.
     """
 
     def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
@@ -31,10 +39,11 @@ class BlockPool:
         self.num_shared = 0
         self.evictions = 0
         self._on_evict = on_evict
-        self._refs = [0] * num_blocks
+        self._refs = array("I", bytes(4 * num_blocks))
         self._kept = bytearray(num_blocks)  # 1: has content worth keeping at ref 0
         self._free = list(range(num_blocks - 1, PADDING_BLOCK, -1))  # a stack: low ids come first
         self._idle: OrderedDict[int, None] = OrderedDict()
+        self.facts = BlockFacts(self._refs, self._kept)
 
     @property
     def num_free(self) -> int:
@@ -64,14 +73,18 @@ class BlockPool:
     def is_kept(self, block_id: int) -> bool:
         return bool(self._kept[block_id])
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int, owner: int = 0, tenant: int = 0, position: int = 0) -> list[int]:
         """Hands out `count` blocks with one reference each: free ones first, then the oldest idle ones.
 
         The caller asked `num_available` before.
+
+        Args:
+            owner, tenant, position: of the first, for `facts`.
         """
         taken = [self._free.pop() if self._free else self._evict() for _ in range(count)]
         for block_id in taken:
             self._refs[block_id] = 1
+        self.facts.took(taken, owner, tenant, position)
         return taken
 
     def share(self, block_id: int) -> None:
@@ -79,9 +92,12 @@ class BlockPool:
         refs = self._refs[block_id]
         if refs == 0:
             del self._idle[block_id]  # KeyError: a free block has nothing to share
+            self.facts.reawoke(block_id)
         elif refs == 1:
             self.num_shared += 1
         self._refs[block_id] = refs + 1
+        if self.facts.dirty is not None:
+            self.facts.dirty.add(block_id)
 
     def drop(self, block_id: int) -> None:
         """Takes a reference away; the last one makes the block idle or free."""
@@ -93,19 +109,27 @@ class BlockPool:
             self.num_shared -= 1
         elif refs == 0 and self._kept[block_id]:
             self._idle[block_id] = None
+            self.facts.idled(block_id)
         elif refs == 0:
             self._free.append(block_id)
+            self.facts.freed(block_id, self.facts.in_use)
+        if self.facts.dirty is not None:
+            self.facts.dirty.add(block_id)
 
     def keep(self, block_id: int) -> None:
         """From now on the block's content is worth keeping when its last reference goes."""
         self._kept[block_id] = 1
+        if self.facts.dirty is not None:
+            self.facts.dirty.add(block_id)
 
     def forget(self, block_id: int) -> None:
         """Undoes `keep`; an idle block becomes free."""
         self._kept[block_id] = 0
+        self.facts.follows(block_id, 0)
         if block_id in self._idle:
             del self._idle[block_id]
             self._free.append(block_id)
+            self.facts.freed(block_id, self.facts.cached)
 
     def free_ids(self) -> Iterator[int]:
         return iter(self._free)
@@ -119,4 +143,5 @@ class BlockPool:
         self._kept[block_id] = 0
         self.evictions += 1
         self._on_evict(block_id)
+        self.facts.evicted(block_id)
         return block_id

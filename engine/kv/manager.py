@@ -66,6 +66,7 @@ class KVManager:
     def tick(self, now_s: float) -> None:
         """Sets the time; once per step is often enough. It only ever grows."""
         self.now_s = now_s
+        self.pool.facts.now_ds = int(now_s * 10)
 
     @property
     def capacity_tokens(self) -> int:
@@ -134,7 +135,9 @@ class KVManager:
             return None
         if inherits:
             self._inherit(request)
-        new = self.pool.take(missing - inherits)
+        facts = self.pool.facts
+        tenant = facts.tenant(request.scope.tenant)
+        new = self.pool.take(missing - inherits, request.number, tenant, len(request.block_ids))
         request.block_ids += new
         self.ghosts.taken(self.pool.num_in_use)
         return tuple(new)
@@ -147,6 +150,7 @@ class KVManager:
         for index in range(request.num_published, full_blocks):
             if self.prefix.publish(request, index):
                 self.pool.keep(request.block_ids[index])
+                self._joined(request.block_ids[index])
                 self.ghosts.used(request.block_keys[index].digest)
         request.num_published = full_blocks
 
@@ -224,7 +228,7 @@ class KVManager:
         guarantees that a lone request never needs more blocks than `can_ever_fit` counted."""
         assert request.copy_source is not None
         if self.pool.is_kept(request.copy_source):
-            self._lost(self.prefix.forget(request.copy_source).digest, EvictionCause.RECLAIMED)
+            self._forget(request.copy_source, EvictionCause.RECLAIMED)
             self.pool.forget(request.copy_source)
         request.block_ids.append(request.copy_source)
         request.copy_source = None
@@ -236,7 +240,18 @@ class KVManager:
             self.ghosts.released(self._digest_of(block_id))
 
     def _evicted(self, block_id: int) -> None:
-        self._lost(self.prefix.forget(block_id).digest, EvictionCause.CAPACITY)
+        self._forget(block_id, EvictionCause.CAPACITY)
+
+    def _joined(self, block_id: int) -> None:
+        """A block was published; what goes on from it may have been there before."""
+        self.pool.facts.follows(block_id, self.prefix.parent_of(block_id))
+        for child in self.prefix.children_of(block_id):
+            self.pool.facts.follows(child, block_id)
+
+    def _forget(self, block_id: int, cause: EvictionCause) -> None:
+        for child in self.prefix.children_of(block_id):
+            self.pool.facts.follows(child, 0)
+        self._lost(self.prefix.forget(block_id).digest, cause)
 
     def _lost(self, digest: bytes, cause: EvictionCause) -> None:
         self.ghosts.lost(digest, self.now_s, cause)

@@ -15,8 +15,7 @@ from engine.kv.prefix import Digest, sha256_digest
 from engine.kv.spec import KVSpec
 from engine.request import Request, Status
 from engine.types import SamplingParams
-from engine.views import CacheScope
-from engine.views import CacheScope
+from engine.views import CacheScope, EvictionCause
 
 P = 4
 
@@ -137,7 +136,7 @@ class TestForgedHashes:
         kv = make_kv(digest=digest)
         first = run_prompt(kv, make_request([1, 1, 1, 1, 7, 7, 7, 7]))
         release(kv, first)
-        kv.prefix.forget(parent := next(iter(kv.match(make_request([1, 1, 1, 1, 0])).block_ids)))
+        kv._forget(parent := kv.match(make_request([1, 1, 1, 1, 0])).block_ids[0], EvictionCause.RESET)
         kv.pool.forget(parent)
         second = run_prompt(kv, make_request([2, 2, 2, 2, 0]))
         assert kv.match(make_request([2, 2, 2, 2, 7, 7, 7, 7, 0])).tokens == 4
