@@ -85,25 +85,25 @@ class Explainer:
         return bool(self._prefix.tree.salts(request.scope.tenant, tokens) - {request.salt})
 
     def _diverged(self, request: Request, key: BlockKey, start: int) -> CacheReport | None:
-        """The cached block of the same place that agrees with the prompt for longest, if any does."""
-        tree, size = self._prefix.tree, self._size
-        own = key.content[-4 * size :]
-        longest, nearest = -1, 0
+        """The cached block of the same place that agrees with the prompt for longest, if any does: a first
+        block must share a token at least. Where nobody asked, any such block will do."""
+        tree, size = self._prefix.tree, 4 * self._size
+        own = key.content[-size:]
+        longest, nearest, theirs = 0 if start == 0 else -1, 0, b""
         for block_id in islice(tree.children(tree.place(key)), MAX_SIBLINGS):
-            sibling = self._prefix.key_of(block_id)
-            assert sibling is not None
-            common = common_tokens(own, sibling.content[-4 * size :])
-            if common > longest:
-                longest, nearest = common, block_id
-        if longest < (1 if start == 0 else 0):
+            content = self._prefix.content_of(block_id)
+            if content.startswith(own[: 4 * longest + 4], len(content) - size):
+                nearest, theirs = block_id, content[-size:]
+                longest = common_tokens(own, theirs)
+                if not request.explain:
+                    break
+        if not nearest:
             return None
         cached: tuple[int, ...] = ()
         first = 0
         if self._prefix.tenant_of(nearest) == request.scope.tenant:
             first = max(longest - TOKENS_BEFORE, 0)
-            theirs = self._prefix.key_of(nearest)
-            assert theirs is not None
-            cached = tuple(array("I", theirs.content[-4 * size :])[first : longest + TOKENS_AFTER])
+            cached = tuple(array("I", theirs)[first : longest + TOKENS_AFTER])
         return CacheReport(
             request.prompt_len,
             start,

@@ -93,7 +93,10 @@ class KVManager:
         return PrefixHit(tuple(found), len(found) * self.block_size, idle)
 
     def account(self, request: Request, hit: PrefixHit) -> CacheReport:
-        """Explains and counts the hit of a request admitted for the first time, before it is adopted."""
+        """Explains and counts the hit of a request admitted for the first time, before it is adopted.
+
+        Exact in what it counts; where it diverged is told exactly to requests that `explain` only.
+        """
         report = self._explain(request, hit)
         self.counts.count(report)
         if self.reads_prefix(request):
@@ -106,7 +109,7 @@ class KVManager:
 
     def probe(self, token_ids: Sequence[int], scope: CacheScope) -> CacheReport:
         """What a prompt would reuse now, and why not more. Counts nothing, changes nothing."""
-        request = Request("", token_ids, SamplingParams(), scope=scope)
+        request = Request("", token_ids, SamplingParams(), scope=scope, explain=True)
         return self._explain(request, self.match(request))
 
     def adopt(self, request: Request, hit: PrefixHit) -> None:

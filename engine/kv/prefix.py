@@ -145,6 +145,10 @@ class PrefixCache:
     def key_of(self, block_id: int) -> BlockKey | None:
         return self._key_of.get(block_id)
 
+    def content_of(self, block_id: int) -> bytes:
+        """The bytes a published block is known by."""
+        return self._key_of[block_id].content
+
     def tenant_of(self, block_id: int) -> str:
         """On whose account a published block was computed."""
         return self._entries[self._key_of[block_id].digest].tenant

@@ -71,7 +71,7 @@ def make_trace(seed: int, turns: int) -> list[Turn]:
 
 
 class Replay:
-    """Runs a trace through a real manager: the same moments whatever the pool, one turn per lane at a time."""
+    """Runs a trace through a real manager, one turn per lane at a time; the same moments in any pool."""
 
     def __init__(self, trace: list[Turn], blocks: int, lanes: int) -> None:
         self.kv = KVManager(CacheConfig(P, blocks + 1, 1, True))
