@@ -16,6 +16,7 @@ import uvloop
 from server.app import create_app
 from server.run import Server, listen
 from server.settings import ServerSettings
+from server.trail import Tracer
 from tests.helpers.fake_client import FakeClient, FakeTemplate, FakeTokenizer
 
 T = TypeVar("T")
@@ -27,11 +28,16 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 @asynccontextmanager
 async def in_process(
-    client: FakeClient | None = None, settings: ServerSettings | None = None, *, wait: bool = True
+    client: FakeClient | None = None,
+    settings: ServerSettings | None = None,
+    *,
+    wait: bool = True,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, FakeClient]]:
     """(an HTTP client, the fake engine) without a socket."""
     engine = client or FakeClient()
-    app = create_app(engine, settings or ServerSettings(), FakeTokenizer(), FakeTemplate())
+    chosen = settings or ServerSettings()
+    app = create_app(engine, chosen, FakeTokenizer(), FakeTemplate(), tracer=tracer)
     async with app.router.lifespan_context(app):
         if wait:
             await app.state.service.started.wait()
