@@ -57,6 +57,8 @@ const handlers = {
     setText($("play-model"), data.model);
     setText($("atlas-about"), `${plural(data.num_blocks, "block")} of ${data.block_size} tokens`);
     tree.blockSize = detail.blockSize = data.block_size;
+    tree.textsShown = !data.keys_configured;
+    $("key-button").hidden = !data.keys_configured;
     charts.start(data.history);
     if (data.history.length) figures(data.history.at(-1));
   },
@@ -104,6 +106,7 @@ function notice(text) {
 // --- keys
 
 function denied({ status, message }) {
+  $("key-button").hidden = false;
   notice(message);
   setText($("key-why"), message);
   if (status === 401 && key.get()) key.set("");
@@ -135,10 +138,13 @@ function light(who, found) {
   atlas.setHighlight(lights.pointer ?? lights.legend ?? lights.pin);
 }
 
-/** Pins a block, or lets go of the one that is pinned. */
+/** Pins a block, or lets go of the one that is pinned. The card stands where it does not hide it. */
 function pin(id) {
-  atlas.pin(detail.show(id));
-  if (id) atlas.reveal(id);
+  const pinned = detail.show(id);
+  atlas.pin(pinned);
+  if (!pinned) return;
+  atlas.reveal(pinned);
+  $("detail").classList.toggle("at-left", atlas.cellCss(pinned).left > $("map").clientWidth / 2);
 }
 
 function show(id) {
@@ -174,12 +180,13 @@ function readCursor(id) {
   setText($("cursor-text"), id && pool.size ? describe(id).join(", ") : "");
 }
 
+/** The text of a block on one line; undefined where it cannot be had. */
 async function blockText(id) {
   try {
-    const { text, block } = await ask(`v1/cache/blocks/${id}`);
-    return (text ?? block?.text ?? "").replace(/\s+/g, " ").trim() || "(no text)";
-  } catch (error) {
-    return error.message;
+    const { text } = await ask(`v1/cache/blocks/${id}`);
+    return text?.replace(/\s+/g, " ").trim();
+  } catch {
+    return undefined;
   }
 }
 

@@ -151,6 +151,7 @@ export class Atlas {
     Object.assign(this, { cols, rows, fit: cell });
     for (const canvas of [this.base, this.over]) Object.assign(canvas, { width, height });
     frame.style.height = `${height / ratio}px`;
+    frame.classList.add("ready");
     Object.assign(this.map, { width: cols, height: rows });
     this.image = new ImageData(cols, rows);
     this.pixels = new Uint32Array(this.image.data.buffer);

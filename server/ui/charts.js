@@ -150,7 +150,16 @@ function logRange(data) {
 function axes(format, log) {
   const common = { stroke: variable("--dim"), font: FONT, grid: { stroke: variable("--rule"), width: 1 }, ticks: { show: false } };
   const values = (_, marks) => marks.map((mark) => (mark == null ? "" : format(mark)));
-  return [{ ...common, size: 24, space: 60 }, { ...common, size: 52, space: 28, values, ...(log ? { filter: (_, marks) => marks.map((mark) => (Number.isInteger(Math.round(Math.log10(mark) * 1e6) / 1e6) ? mark : null)) } : {}) }];
+  return [{ ...common, size: 26, space: 60, values: (_, marks) => marks.map(clock) }, { ...common, size: 52, space: 28, values, ...(log ? { splits: decades } : {}) }];
+}
+
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+
+/** 0.001, 0.01, ...: what is between is read at the pointer. */
+function decades(plot, axis, low, high) {
+  const marks = [];
+  for (let at = Math.round(Math.log10(low)); 10 ** at <= high * 1.001; at++) marks.push(10 ** at);
+  return marks;
 }
 
 function options(chart) {
@@ -165,7 +174,7 @@ function options(chart) {
   });
   return {
     width, height: HEIGHT, padding: [8, 10, 0, 0],
-    cursor: { sync: { key: "time", setSeries: false }, drag: { x: false, y: false }, points: { show: !chart.stacked } },
+    cursor: { sync: { key: "time", setSeries: false }, drag: { x: false, y: false } },
     legend: { live: true },
     scales: { x: { time: true, auto: false }, y: { auto: false, distr: chart.log ? 3 : 1 } },
     axes: axes(chart.format, chart.log),

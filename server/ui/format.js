@@ -28,4 +28,4 @@ export const percent = (share) => `${Math.round(share * 100)} %`;
 export const plural = (n, word, words = `${word}s`) => `${count(n)} ${n === 1 ? word : words}`;
 
 /** "chatcmpl-0123456789abcdef" -> "chatcmpl-01234567": enough to tell requests apart. */
-export const shortId = (id) => id.replace(/^((?:chatcmpl|cmpl)-)?(.{8}).*$/, "$1$2");
+export const shortId = (id) => id.replace(/^((?:chatcmpl|cmpl)-.{8}).*$/, "$1");

@@ -86,8 +86,10 @@ export class Pool {
 
   /** Names the change of one block. A cached block that somebody else holds now was evicted on the way. */
   #note(before, after, otherContent) {
+    const taken = after !== FREE && otherContent;
+    if (taken) this.seen.taken++;
     if (before === CACHED && (after === FREE || otherContent)) return this.seen.evicted++, EVICTED;
-    if (after >= IN_USE && otherContent) return this.seen.taken++, TAKEN;
+    if (taken) return TAKEN;
     if (before === CACHED && after >= IN_USE) return this.seen.reused++, REUSED;
     if (before === IN_USE && after === SHARED) return this.seen.reused++, REUSED;
     return 0;

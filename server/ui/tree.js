@@ -1,15 +1,16 @@
 // The prefix tree: what is cached, as runs. A run is a chain without forks: one row, however many blocks.
 //
-// Knows how to build the tree from the pool's parents and how to show its largest part; the text of a run is
-// asked for only when somebody wants it.
+// Knows how to build the tree from the pool's parents and how to show its largest part; asks for the texts of
+// the runs that are shown, slowly.
 
 import { count, duration, plural } from "./format.js";
 import { $, el, keyed, setText } from "./dom.js";
-import { CACHED, SHARED } from "./pool.js";
+import { CACHED, REUSED, SHARED } from "./pool.js";
 
 const FIRST = 12; // rows per level, before "more"
 const MORE = 50;
 const EVERY_MS = 1000;
+const TEXT_EVERY_MS = 300;
 
 /** Forks and sums over all published blocks, in typed arrays. Linear, so that 100,000 blocks take milliseconds. */
 export function build(pool, blocks) {
@@ -82,7 +83,7 @@ export function below(tree, id) {
 }
 
 export class TreePanel {
-  /** @param on {highlight(highlight | null), pin(id), text(id) => Promise<string>} */
+  /** @param on {highlight(highlight | null), pin(id), text(id) => Promise<string | undefined>} */
   constructor(pool, on) {
     Object.assign(this, { pool, on });
     this.sort = "size";
@@ -92,6 +93,8 @@ export class TreePanel {
     this.stale = false;
     this.last = 0;
     this.blockSize = 1;
+    this.textsShown = false; // by the server, where no keys are configured
+    this.untold = [];
     for (const radio of document.getElementsByName("sort"))
       radio.addEventListener("change", () => ((this.sort = radio.value), this.render()));
   }
@@ -111,9 +114,11 @@ export class TreePanel {
     $("tree-empty").hidden = tree.total > 0;
     setText($("tree-about"), tree.total ? `${plural(tree.total, "block")} in ${plural(tree.roots.length, "prefix", "prefixes")}` : "");
     for (const id of this.open) if (!this.pool.kept[id]) this.open.delete(id);
-    if (this.texts.size > 500) this.texts.clear();
+    for (const id of this.texts.keys()) if (!this.pool.kept[id] || this.pool.event[id] > REUSED) this.texts.delete(id);
     this.largest = Math.max(1, ...tree.roots.slice(0, 50_000).map((id) => tree.weight[id]));
+    this.untold = [];
     this.#level($("tree"), tree.roots, 0, 0);
+    this.#tell();
   }
 
   #level(list, ids, parent, depth) {
@@ -148,7 +153,7 @@ export class TreePanel {
     node.append(
       el("div.run", { onpointerenter: show, onpointerleave: hide },
         fold,
-        el("button.body", { type: "button", onfocus: show, onblur: hide, onclick: () => this.#peek(id, node) },
+        el("button.body", { type: "button", onfocus: show, onblur: hide, onclick: () => this.on.pin(id) },
           el("span.bar", { "aria-hidden": "true" }, shared, used, kept), text, size, when)),
       under);
     return node;
@@ -164,15 +169,35 @@ export class TreePanel {
     const width = Math.max(2, (Math.log1p(whole) / Math.log1p(this.largest)) * 100) / whole;
     const inUse = tree.used[id] - tree.shared[id];
     for (const [part, blocks] of [[shared, tree.shared[id]], [used, inUse], [kept, whole - tree.used[id]]]) part.style.width = `${blocks * width}%`;
-    setText(size, forks.length ? `${plural(whole, "block")} · ${count(ids.length)} then ${count(forks.length)} ways` : `${plural(ids.length, "block")} · ${count(ids.length * this.blockSize)} tokens`);
+    setText(size, plural(whole, "block"));
     setText(when, tree.used[id] ? "in use" : `${duration(Math.max(0, (pool.clock(performance.now()) - tree.recent[id]) / 10))} ago`);
-    setText(text, this.texts.get(id) ?? (pool.positions[id] ? `from token ${count(pool.positions[id] * this.blockSize)}` : ""));
+    const known = this.texts.get(id);
+    const tokens = `${count(ids.length * this.blockSize)} tokens`;
+    const ways = forks.length ? `${tokens}, then ${count(forks.length)} ways on` : tokens;
+    setText(text, known ?? ways);
+    text.classList.toggle("dim", known === undefined);
+    text.title = known === undefined ? "" : `${ways}: ${known}`;
+    if (known === undefined) this.untold.push(id);
     fold.hidden = !forks.length;
     setText(fold, open ? "▾" : "▸");
     fold.setAttribute("aria-expanded", String(open));
     fold.setAttribute("aria-label", `${open ? "Hide" : "Show"} the ${forks.length} ways on`);
     if (open && forks.length) this.#level(under, forks, id, depth + 1);
     else if (under.rows?.size) keyed(under, [], null, null, null);
+  }
+
+  /** Fills in the texts of what is shown, one question at a time: the engine has better things to do. */
+  async #tell() {
+    const id = this.untold[0];
+    if (!id || this.asking || !this.textsShown) return;
+    this.asking = true;
+    const text = await this.on.text(id);
+    if (text === undefined) this.textsShown = false; // until the next hello
+    else this.texts.set(id, text || "(no text)");
+    setTimeout(() => {
+      this.asking = false;
+      this.changed();
+    }, TEXT_EVERY_MS);
   }
 
   #toggle(id) {
@@ -187,11 +212,4 @@ export class TreePanel {
     this.on.highlight({ has: (block) => ids.has(block), path: [...above, ...run(this.tree, id).slice(1)] });
   }
 
-  /** Shows the text of the run's first block, and the block itself in the atlas. */
-  async #peek(id, node) {
-    this.on.pin(id);
-    const text = await this.on.text(id);
-    this.texts.set(id, text);
-    setText(node.parts.text, text);
-  }
 }
