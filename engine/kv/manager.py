@@ -97,7 +97,7 @@ class KVManager:
 
         Exact in what it counts; where it diverged is told exactly to requests that `explain` only.
         """
-        report = self._explain(request, hit)
+        report = self.explain(request, hit)
         self.counts.count(report)
         if self.reads_prefix(request):
             size = self.block_size
@@ -110,7 +110,15 @@ class KVManager:
     def probe(self, token_ids: Sequence[int], scope: CacheScope) -> CacheReport:
         """What a prompt would reuse now, and why not more. Counts nothing, changes nothing."""
         request = Request("", token_ids, SamplingParams(), scope=scope, explain=True)
-        return self._explain(request, self.match(request))
+        return self.explain(request, self.match(request))
+
+    def explain(self, request: Request, hit: PrefixHit) -> CacheReport:
+        """What `match` just found of a request that does not run yet, and why not more."""
+        if not self.prefix_caching:
+            return CacheReport(request.prompt_len, 0, MissReason.CACHING_OFF, 0)
+        if not self.reads_prefix(request):
+            return CacheReport(request.prompt_len, 0, MissReason.PROMPT_LOGPROBS, 0)
+        return self._explainer.report(request, len(hit.block_ids), self.now_s)
 
     def adopt(self, request: Request, hit: PrefixHit) -> None:
         """Starts an empty page table with the blocks of a hit."""
@@ -167,6 +175,7 @@ class KVManager:
             follower.copy_source = leader.block_ids[split.shared_blocks]
             self.pool.share(follower.copy_source)
         follower.computed = leader.prompt_len - 1
+        self._running[follower] = None
 
     def take_copy(self, request: Request) -> tuple[int, int] | None:
         """Returns the (source, destination) that the step about to be launched must copy, if any.
@@ -264,10 +273,3 @@ class KVManager:
         key = self.prefix.key_of(block_id)
         assert key is not None
         return key.digest
-
-    def _explain(self, request: Request, hit: PrefixHit) -> CacheReport:
-        if not self.prefix_caching:
-            return CacheReport(request.prompt_len, 0, MissReason.CACHING_OFF, 0)
-        if not self.reads_prefix(request):
-            return CacheReport(request.prompt_len, 0, MissReason.PROMPT_LOGPROBS, 0)
-        return self._explainer.report(request, len(hit.block_ids), self.now_s)

@@ -13,7 +13,7 @@ from engine.kv.page_table import blocks_for, split_for_fork
 from engine.kv.prefix import sha256_digest
 from engine.request import Request, Status
 from engine.types import SamplingParams
-from engine.views import CacheScope
+from engine.views import CacheReport, CacheScope, EvictionCause, MissReason
 from tests.property.naive_kv import NaiveKV
 from tests.property.runs import steps_taken
 
@@ -21,9 +21,13 @@ GREEDY = SamplingParams()
 MAX_LIVE = 6
 # One draw per rule: drawing is what these tests spend most of their time on.
 PROMPTS = [list(prompt) for length in range(1, 10) for prompt in islice(product((2, 3), repeat=length), 12)]
-arrivals = st.sampled_from([(prompt, salt) for salt in (b"", b"s") for prompt in PROMPTS])
+SCOPES = [CacheScope("ann"), CacheScope("ann", b"s"), CacheScope("bob", b"s")]
+arrivals = st.sampled_from([(prompt, scope) for scope in SCOPES for prompt in PROMPTS])
 picks = st.integers(0, 59)
 growths = st.integers(0, 60 * 9 * 2 - 1)
+
+
+questions = st.integers(0, 10_000)
 
 
 def decode(growth: int) -> tuple[int, int, int]:
@@ -43,11 +47,13 @@ class KVMachine(RuleBasedStateMachine):
         super().__init__()
         self.live: list[Request] = []
         self.arrivals = 0
-        self.make(1, 4)
+        self.make(1, 4, 8)
 
-    @initialize(block_size=st.integers(1, 4), num_blocks=st.integers(2, 14))
-    def make(self, block_size: int, num_blocks: int) -> None:
+    @initialize(block_size=st.integers(1, 4), num_blocks=st.integers(2, 14), pools=st.sampled_from([8, 2, 1]))
+    def make(self, block_size: int, num_blocks: int, pools: int) -> None:
+        """`pools`: how many pools' worth of contents are remembered."""
         self.kv = KVManager(CacheConfig(block_size, num_blocks, 1, True), self.digest)
+        self.kv.ghosts.limit = pools * self.kv.pool.num_blocks
         self.naive = NaiveKV(self.kv, exact=self.exact)
 
     # ---- which requests a rule may pick
@@ -65,11 +71,11 @@ class KVMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.live) < MAX_LIVE)
     @rule(arrival=arrivals)
-    def arrive(self, arrival: tuple[list[int], bytes]) -> None:
+    def arrive(self, arrival: tuple[list[int], CacheScope]) -> None:
         steps_taken[type(self).__name__] += 1
         self.arrivals += 1
-        prompt, salt = arrival
-        self.live.append(Request(f"r{self.arrivals}", prompt, GREEDY, scope=CacheScope(salt=salt)))
+        prompt, scope = arrival
+        self.live.append(Request(f"r{self.arrivals}", prompt, GREEDY, scope=scope, explain=True))
 
     @precondition(lambda self: self.waiting())
     @rule(growth=growths)
@@ -85,6 +91,11 @@ class KVMachine(RuleBasedStateMachine):
         assert list(hit.block_ids) == expected[: len(hit.block_ids)], "a hit on other content"
         assert hit.tokens == len(hit.block_ids) * self.naive.size < len(request.token_ids)
         assert hit.idle_blocks == len(set(hit.block_ids) & set(self.naive.idle))
+        if request.report is None:
+            request.report = self.kv.account(request, hit)
+            self.judge(request.report, request.token_ids, request.scope)
+            counts = self.kv.counts
+            assert counts.whatif_hit_tokens["1"] == counts.prefix_hit_tokens or not self.exact
         self.kv.adopt(request, hit)
         self.naive.shared(list(hit.block_ids))
         request.status, request.started = Status.RUNNING, True
@@ -129,7 +140,7 @@ class KVMachine(RuleBasedStateMachine):
         if lone:
             assert source is not None and new == ()
             assert follower.block_ids == [*table, source]
-            self.naive.unpublish(source)
+            self.naive.lose(source, EvictionCause.RECLAIMED)
         elif not self.naive.has_room(1):
             assert new is None and follower.block_ids == table and follower.copy_source == source
             return
@@ -165,6 +176,24 @@ class KVMachine(RuleBasedStateMachine):
         steps_taken[type(self).__name__] += 1
         self.leave(self.live[pick % len(self.live)])
 
+    @precondition(lambda self: self.naive.published or self.naive.lost)
+    @rule(question=questions)
+    def probe(self, question: int) -> None:
+        """Asks about something that is or was cached, about more than that, or about something like it."""
+        steps_taken[type(self).__name__] += 1
+        question, pick = divmod(question, 97)
+        question, scope = divmod(question, len(SCOPES))
+        texts = [*self.naive.published, *self.naive.lost]
+        tokens = [*texts[pick % len(texts)][1]]
+        if question % 3 == 1:
+            tokens += [2, 3]
+        elif question % 3 == 2:
+            tokens[question % len(tokens)] ^= 1
+        before = list(self.kv.ghosts.entries()), dict(self.kv.counts.misses)
+        report = self.kv.probe(tokens, SCOPES[scope])
+        assert before == (list(self.kv.ghosts.entries()), self.kv.counts.misses), "a probe leaves no trace"
+        self.judge(report, tokens, SCOPES[scope])
+
     @precondition(lambda self: self.naive.published)
     @rule(pick=st.integers(0, 4))
     def reset(self, pick: int) -> None:
@@ -174,6 +203,11 @@ class KVMachine(RuleBasedStateMachine):
             self.naive.reset()
 
     # ---- invariants
+
+    @invariant()
+    def time_passes(self) -> None:
+        self.naive.now_s += 1
+        self.kv.tick(self.naive.now_s)
 
     @invariant()
     def law_holds(self) -> None:
@@ -217,6 +251,18 @@ class KVMachine(RuleBasedStateMachine):
         self.naive.compute(request, request.computed, end)
         request.computed = end
         return True
+
+    def judge(self, report: CacheReport, tokens: list[int], scope: CacheScope) -> None:
+        """A report is what the naive model says; an eviction long ago may be forgotten, if that is said."""
+        if not self.exact:
+            return
+        expected = self.naive.explain(tokens, scope, self.live, remembers=True)
+        if report != expected and expected.reason is MissReason.EVICTED:
+            end = expected.at_token + self.naive.size
+            assert not self.naive.must_remember(tokens[:end], scope.salt), "forgotten too early"
+            assert self.kv.ghosts.overflowed
+            expected = self.naive.explain(tokens, scope, self.live, remembers=False)
+        assert report == expected
 
     def leave(self, request: Request) -> None:
         held = [] if request.copy_source is None else [request.copy_source]

@@ -1,18 +1,30 @@
-"""What the KV cache must do, written as slowly and plainly as possible: lists, sets and whole prefixes.
+"""What the KV cache must do and say, written as slowly and plainly as possible: lists, sets, whole prefixes.
 
 Blocks are known by the whole text they end, not by hashes; nothing is counted that can be looked up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 from engine.kv.manager import KVManager
-from engine.request import Request
+from engine.request import Request, Status
+from engine.views import CacheReport, CacheScope, EvictionCause, MissReason
 
 Prefix = tuple[bytes, tuple[int, ...]]  # (salt, all tokens up to and with the block's last)
 
 
+class Loss(NamedTuple):
+    """When and why a content was given up; `use`: the number of its last use, None where it was in use."""
+
+    when_s: float
+    cause: EvictionCause
+    use: int | None
+
+
 class NaiveKV:
-    """Predicts hits, room, evictions and the order of idle blocks.
+    """Predicts hits, room, evictions, the order of idle blocks, and what is said of a miss.
 
     Args:
         exact: the manager's hash is a good one, so that it must find whatever there is to find.
@@ -26,6 +38,11 @@ class NaiveKV:
         self.idle: list[int] = []  # next to be evicted first
         self.held: list[int] = []  # one entry per reference
         self.published: dict[Prefix, int] = {}
+        self.tenants: dict[Prefix, str] = {}  # of whoever published it last
+        self.lost: dict[Prefix, Loss] = {}  # all that was evicted and did not come back
+        self.uses: dict[Prefix, int] = {}  # when its last user left
+        self.use = 0
+        self.now_s = 0.0
         self.evictions = 0
         self.memory: dict[tuple[int, int], Prefix] = {}  # (block, offset) -> what was computed there
 
@@ -45,6 +62,82 @@ class NaiveKV:
     def has_room(self, blocks: int) -> bool:
         return blocks <= len(self.free) + len(self.idle)
 
+    # ---- what is said of a miss
+
+    def explain(
+        self, tokens: list[int], scope: CacheScope, live: Iterable[Request], *, remembers: bool
+    ) -> CacheReport:
+        """The report on a prompt.
+
+        Args:
+            live: all requests.
+            remembers: evicted blocks; without, what it would say instead.
+        """
+        size, length = self.size, len(tokens)
+        start = 0
+        while start + size < length and (scope.salt, tuple(tokens[: start + size])) in self.published:
+            start += size
+        end = start + size
+        prefix = scope.salt, tuple(tokens[:end])
+        if end > length:
+            return CacheReport(length, start, MissReason.PARTIAL_BLOCK, start)
+        if prefix in self.published:
+            return CacheReport(length, start, MissReason.LAST_TOKEN, start)
+        if any(self._will_publish(request, prefix) for request in live):
+            return CacheReport(length, start, MissReason.IN_PROGRESS, start)
+        loss = self.lost.get(prefix)
+        if loss is not None and remembers:
+            age_s = self.now_s - loss.when_s
+            return CacheReport(length, start, MissReason.EVICTED, start, age_s, loss.cause)
+        if start == 0 and any(
+            text == prefix[1] and salt != scope.salt and self.tenants[salt, text] == scope.tenant
+            for salt, text in self.published
+        ):
+            return CacheReport(length, start, MissReason.OTHER_SALT, start)
+        return self._diverged(tokens, scope, start) or CacheReport(
+            length, start, MissReason.NEVER_SEEN, start, memory_full=self.kv.ghosts.overflowed
+        )
+
+    def must_remember(self, tokens: list[int], salt: bytes) -> bool:
+        """Whether the prefix was evicted, and less was used since than the list of the evicted can hold."""
+        loss = self.lost.get((salt, tuple(tokens)))
+        if loss is None:
+            return False
+        others = [other for other in self.lost.values() if other is not loss]
+        later = sum(other.use is None or loss.use is None or other.use > loss.use for other in others)
+        return later + len(self.idle) < self.kv.ghosts.limit
+
+    def _will_publish(self, request: Request, prefix: Prefix) -> bool:
+        """Whether a running request has the prefix in its prompt and has not confirmed it in this life."""
+        running = request.status is Status.RUNNING and request.prompt_len >= len(prefix[1])
+        return (
+            running and request.confirmed < len(prefix[1]) and self.prefix(request, len(prefix[1])) == prefix
+        )
+
+    def _diverged(self, tokens: list[int], scope: CacheScope, start: int) -> CacheReport | None:
+        """The longest agreement with anything cached of the same place; of equal ones the latest counts."""
+        end, best, nearest = start + self.size, start if start else 1, None
+        for salt, text in reversed(self.published):
+            if salt == scope.salt and len(text) == end and text[:start] == tuple(tokens[:start]):
+                common = next(i for i in range(end) if text[i] != tokens[i])
+                if common >= best:
+                    best, nearest = common + 1, text
+        if nearest is None:
+            return None
+        at_token = best - 1
+        shown = self.tenants[scope.salt, nearest] == scope.tenant
+        first = max(at_token - 8, start)
+        return CacheReport(
+            len(tokens),
+            start,
+            MissReason.DIVERGED,
+            at_token,
+            cached_ids=nearest[first : at_token + 16] if shown else (),
+            context_start=first if shown else 0,
+        )
+
+    # ---- what happens
+
     def took(self, block_ids: tuple[int, ...]) -> None:
         """Free blocks go first, then the idle one whose content is oldest."""
         for block_id in block_ids:
@@ -54,7 +147,7 @@ class NaiveKV:
             else:
                 oldest = self.idle.pop(0)
                 assert block_id == oldest, f"block {block_id} was evicted, {oldest} is older"
-                self.unpublish(block_id)
+                self.lose(block_id, EvictionCause.CAPACITY)
                 self.evictions += 1
             self.held.append(block_id)
             for offset in range(self.size):
@@ -75,6 +168,8 @@ class NaiveKV:
                 continue
             if block_id in self.published.values():
                 self.idle.append(block_id)
+                self.use += 1
+                self.uses.update((prefix, self.use) for prefix, b in self.published.items() if b == block_id)
             else:
                 self.free.add(block_id)
 
@@ -85,13 +180,23 @@ class NaiveKV:
                 block_id = request.block_ids[end // self.size - 1]
                 # A bad hash may refuse what a good one takes; it must never take what a good one refuses.
                 if self.exact or self.kv.pool.is_kept(block_id):
-                    self.published.setdefault(self.prefix(request, end), block_id)
+                    prefix = self.prefix(request, end)
+                    if prefix not in self.published:
+                        self.published[prefix] = block_id
+                        self.tenants[prefix] = request.scope.tenant
+                        self.lost.pop(prefix, None)
 
-    def unpublish(self, block_id: int) -> None:
-        self.published = {prefix: b for prefix, b in self.published.items() if b != block_id}
+    def lose(self, block_id: int, cause: EvictionCause) -> None:
+        """The block's content, if it has any, is given up."""
+        for prefix, holder in list(self.published.items()):
+            if holder == block_id:
+                del self.published[prefix]
+                use = self.uses[prefix] if block_id not in self.held else None
+                self.lost[prefix] = Loss(self.now_s, cause, use)
 
     def reset(self) -> None:
-        self.published.clear()
+        for block_id in list(self.published.values()):
+            self.lose(block_id, EvictionCause.RESET)
         self.free |= set(self.idle)
         self.idle.clear()
 
