@@ -52,15 +52,15 @@ export class Atlas {
       return;
     }
     const end = performance.now() + FLASH_MS;
+    const flashes = !this.calm.matches;
     this.clock = pool.clock(performance.now());
     for (let row = 0; row < ids.length; row++) {
       const id = ids[row];
       if (id === 0 || id > pool.size) continue;
-      if (pool.event[id] && !this.calm.matches) {
+      if (flashes && pool.event[id]) {
         if (this.flashEnd[id] === 0) this.flashing.push(id);
         this.flashEnd[id] = end;
-      }
-      this.#colour(id, this.flashEnd[id] ? 256 : 0);
+      } else if (this.flashEnd[id] === 0) this.#colour(id, 0);
     }
     this.#request();
   }
@@ -212,14 +212,16 @@ export class Atlas {
   }
 
   #fade(now) {
-    const still = [];
-    for (const id of this.flashing) {
-      const left = this.flashEnd[id] - now;
-      if (left > 0) still.push(id);
-      else this.flashEnd[id] = 0;
-      this.#colour(id, left > 0 ? Math.min(256, Math.round((left / FLASH_MS) * 256)) : 0);
+    const { flashing, flashEnd } = this;
+    let still = 0;
+    for (let at = 0; at < flashing.length; at++) {
+      const id = flashing[at];
+      const left = flashEnd[id] - now;
+      if (left > 0) flashing[still++] = id;
+      else flashEnd[id] = 0;
+      this.#colour(id, left > 0 ? Math.min(256, ((left / FLASH_MS) * 256) | 0) : 0);
     }
-    this.flashing = still;
+    flashing.length = still;
   }
 
   // --- drawing

@@ -63,23 +63,24 @@ export class Pool {
 
   #change(frame) {
     const { ids } = frame;
+    const { state, event, refs, kept, owners, tenants, positions, parents, taken, idle, counts, size } = this;
     for (let row = 0; row < ids.length; row++) {
       const id = ids[row];
-      if (id === 0 || id > this.size) continue;
-      const before = this.state[id];
+      if (id === 0 || id > size) continue;
+      const before = state[id];
       const after = stateOf(frame.refs[row], frame.kept[row]);
-      this.event[id] = this.#note(before, after, this.taken[id] !== frame.taken_ds[row] || this.owners[id] !== frame.owners[row]);
-      this.counts[before]--;
-      this.counts[after]++;
-      this.state[id] = after;
-      this.refs[id] = frame.refs[row];
-      this.kept[id] = frame.kept[row];
-      this.owners[id] = frame.owners[row];
-      this.tenants[id] = frame.tenants[row];
-      this.positions[id] = frame.positions[row];
-      this.parents[id] = frame.parents[row];
-      this.taken[id] = frame.taken_ds[row];
-      this.idle[id] = frame.idle_ds[row];
+      event[id] = this.#note(before, after, taken[id] !== frame.taken_ds[row] || owners[id] !== frame.owners[row]);
+      counts[before]--;
+      counts[after]++;
+      state[id] = after;
+      refs[id] = frame.refs[row];
+      kept[id] = frame.kept[row];
+      owners[id] = frame.owners[row];
+      tenants[id] = frame.tenants[row];
+      positions[id] = frame.positions[row];
+      parents[id] = frame.parents[row];
+      taken[id] = frame.taken_ds[row];
+      idle[id] = frame.idle_ds[row];
     }
     return ids;
   }
