@@ -27,7 +27,7 @@ picks = st.integers(0, 59)
 growths = st.integers(0, 60 * 9 * 2 - 1)
 
 
-questions = st.integers(0, 10_000)
+questions = st.integers(0, 97 * 3 * 2 * 6 - 1)
 
 
 def decode(growth: int) -> tuple[int, int, int]:
@@ -49,7 +49,9 @@ class KVMachine(RuleBasedStateMachine):
         self.arrivals = 0
         self.make(1, 4, 8)
 
-    @initialize(block_size=st.integers(1, 4), num_blocks=st.integers(2, 14), pools=st.sampled_from([8, 2, 1]))
+    @initialize(
+        block_size=st.integers(1, 4), num_blocks=st.integers(2, 14), pools=st.sampled_from([8, 1, 2, 1])
+    )
     def make(self, block_size: int, num_blocks: int, pools: int) -> None:
         """`pools`: how many pools' worth of contents are remembered."""
         self.kv = KVManager(CacheConfig(block_size, num_blocks, 1, True), self.digest)
@@ -183,7 +185,9 @@ class KVMachine(RuleBasedStateMachine):
         steps_taken[type(self).__name__] += 1
         question, pick = divmod(question, 97)
         question, scope = divmod(question, len(SCOPES))
-        texts = [*self.naive.published, *self.naive.lost]
+        question, lost = divmod(question, 2)
+        published, gone = [*self.naive.published], [*self.naive.lost]
+        texts = (gone or published) if lost else (published or gone)
         tokens = [*texts[pick % len(texts)][1]]
         if question % 3 == 1:
             tokens += [2, 3]

@@ -227,3 +227,6 @@ class NaiveKV:
         assert pool.num_shared == sum(self.held.count(block_id) > 1 for block_id in set(self.held))
         assert pool.evictions == self.evictions
         assert len(self.kv.prefix) == len(self.published)
+        ghosts = self.kv.ghosts
+        if self.exact:
+            assert len(ghosts) == len(self.idle) + len(self.lost) or ghosts.overflowed

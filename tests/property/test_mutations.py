@@ -15,9 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from engine.core import EngineCore
 from engine.kv.block_pool import BlockPool
+from engine.kv.explain import Explainer
+from engine.kv.ghosts import Ghosts
 from engine.kv.manager import KVManager
 from engine.kv.page_table import split_for_fork
 from engine.kv.prefix import PrefixCache
+from engine.kv.tree import PrefixTree
 from engine.request import BlockKey, Request, Status
 from engine.sched import scheduler as scheduler_module
 from engine.sched.budget import StepBudget
@@ -25,6 +28,7 @@ from engine.sched.draft import Planned, StepDraft
 from engine.sched.roster import Roster
 from engine.sched.scheduler import Scheduler
 from engine.types import FinishReason
+from engine.views import CacheReport, EvictionCause
 from tests.property.kv_machine import ConstantHashKVMachine, KVMachine, WeakHashKVMachine
 from tests.property.runs import run_machine
 from tests.property.sched_machine import SchedMachine
@@ -258,6 +262,157 @@ def an_inherited_tail_stays_published(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KVManager, "_inherit", inherit)
 
 
+# ---- what is remembered, and what is said of a miss
+
+
+@caught_by(KVMachine, SchedMachine)
+def what_is_used_again_stays_a_ghost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ghosts, "used", lambda self, digest: None)
+
+
+@caught_by(KVMachine)
+def what_is_computed_again_stays_a_ghost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only adopted blocks are taken from the list."""
+
+    def commit(self: KVManager, request: Request) -> None:
+        used, self.ghosts.used = self.ghosts.used, lambda digest: None  # type: ignore[method-assign]
+        original(self, request)
+        self.ghosts.used = used  # type: ignore[method-assign]
+
+    original = KVManager.commit
+    monkeypatch.setattr(KVManager, "commit", commit)
+
+
+@caught_by(KVMachine, SchedMachine)
+def an_eviction_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ghosts, "lost", lambda self, digest, now_s, cause: None)
+
+
+@caught_by(KVMachine)
+def a_reset_is_called_an_eviction_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Ghosts.lost
+
+    def lost(self: Ghosts, digest: bytes, now_s: float, cause: EvictionCause) -> None:
+        original(self, digest, now_s, EvictionCause.CAPACITY)
+
+    monkeypatch.setattr(Ghosts, "lost", lost)
+
+
+@caught_by(KVMachine)
+def the_clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KVManager, "tick", lambda self, now_s: None)
+
+
+@caught_by(KVMachine, SchedMachine)
+def other_sizes_of_pool_never_need_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ghosts, "taken", lambda self, in_use: None)
+
+
+@caught_by(KVMachine)
+def other_sizes_of_pool_survive_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ghosts, "emptied", lambda self: None)
+
+
+@caught_by(KVMachine)
+def the_wrong_ghost_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full list forgets what was used last."""
+
+    def drop(self: Ghosts) -> None:
+        self.overflowed = True
+        slot = self._older[0]
+        while slot < self._first:
+            slot = self._older[slot]
+        self._unlink(slot)
+        self._delete(slot)
+
+    monkeypatch.setattr(Ghosts, "_drop_oldest", drop)
+
+
+@caught_by(KVMachine)
+def a_full_list_forgets_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Ghosts._drop_oldest
+
+    def drop(self: Ghosts) -> None:
+        original(self)
+        self.overflowed = False
+
+    monkeypatch.setattr(Ghosts, "_drop_oldest", drop)
+
+
+@caught_by(KVMachine, SchedMachine)
+def a_lost_block_remains_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PrefixTree, "remove", lambda self, key, block_id, tenant: None)
+
+
+@caught_by(KVMachine, SchedMachine)
+def only_the_newest_child_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = PrefixTree.add
+
+    def add(self: PrefixTree, key: BlockKey, block_id: int, tenant: str) -> None:
+        self._newest.pop(self.place(key), None)
+        original(self, key, block_id, tenant)
+
+    monkeypatch.setattr(PrefixTree, "add", add)
+
+
+@caught_by(KVMachine)
+def another_tenants_tokens_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Explainer._diverged
+
+    def diverged(self: Explainer, request: Request, key: BlockKey, start: int) -> CacheReport | None:
+        monkeypatch.setattr(PrefixCache, "tenant_of", lambda self, block_id: request.scope.tenant)
+        return original(self, request, key, start)
+
+    monkeypatch.setattr(Explainer, "_diverged", diverged)
+
+
+@caught_by(KVMachine)
+def another_tenants_salt_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def salts(self: PrefixTree, tenant: str, tokens: bytes) -> frozenset[bytes]:
+        return frozenset().union(*(found for (_, text), found in self._salts.items() if text == tokens))
+
+    monkeypatch.setattr(PrefixTree, "salts", salts)
+
+
+@caught_by(KVMachine, SchedMachine)
+def a_block_is_put_on_the_wrong_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index of salts believes that everything is one tenant's."""
+    original = PrefixTree.add
+
+    def add(self: PrefixTree, key: BlockKey, block_id: int, tenant: str) -> None:
+        original(self, key, block_id, "ann")
+
+    monkeypatch.setattr(PrefixTree, "add", add)
+
+
+@caught_by(KVMachine)
+def a_request_that_left_is_still_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = KVManager.release
+
+    def release(self: KVManager, request: Request) -> None:
+        original(self, request)
+        self._running[request] = None
+
+    monkeypatch.setattr(KVManager, "release", release)
+
+
+@caught_by(KVMachine)
+def a_tail_is_taken_for_a_block_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever shares the beginning is believed to compute all of the block."""
+
+    def is_in_progress(self: Explainer, request: Request, index: int) -> bool:
+        start = index * self._size
+        return any(
+            other.num_published <= index
+            and other.salt == request.salt
+            and other.prompt_len > start
+            and other.token_ids[: start + 1] == request.token_ids[: start + 1]
+            for other in self._running
+        )
+
+    monkeypatch.setattr(Explainer, "_is_in_progress", is_in_progress)
+
+
 # ---- the scheduler
 
 
@@ -420,4 +575,4 @@ def test_mutation_is_caught(mutate: Patch, machine: Machine, monkeypatch: pytest
 
 
 def test_enough_mutations() -> None:
-    assert len({mutation.values[0] for mutation in mutations}) >= 25
+    assert len({mutation.values[0] for mutation in mutations}) >= 45
