@@ -25,7 +25,7 @@ from server.middleware.limits import Limits
 from server.middleware.phase import PhaseGate
 from server.middleware.request_log import RequestLog
 from server.prompts import Template, Tokenizer
-from server.routes import chat, completions, models, operations, ui
+from server.routes import cache, chat, completions, models, operations, ui
 from server.service import Service
 from server.settings import ServerSettings
 from server.trail import Tracer
@@ -66,6 +66,8 @@ def create_app(
     app.state.service = service
     for routes in (chat, completions, models, operations):
         app.include_router(routes.router(service))
+    for router in cache.routers(service):
+        app.include_router(router)
     page = ui.files() if settings.ui else {}
     if page:
         app.include_router(ui.router(page))
@@ -73,7 +75,7 @@ def create_app(
     _add_error_handlers(app)
     # The last one added is the first to see a request.
     app.add_middleware(PhaseGate, service=service)
-    app.add_middleware(Auth, keys=settings.api_keys, public=ui.public_paths(page) if page else ())
+    app.add_middleware(Auth, tenants=service.tenants, public=ui.public_paths(page) if page else ())
     app.add_middleware(Limits, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(
         RequestLog,

@@ -6,14 +6,15 @@ typed by users from becoming real ones, is the template's own work (engine.text)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from server.schema.chat import ChatMessage, ChatRequest
+from server.schema.chat import ChatMessage
 
 
-def template_messages(request: ChatRequest) -> list[dict[str, Any]]:
+def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """The conversation as plain dictionaries, in order."""
-    return [_plain(message) for message in request.messages]
+    return [_plain(message) for message in messages]
 
 
 def _plain(message: ChatMessage) -> dict[str, Any]:

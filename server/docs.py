@@ -7,7 +7,7 @@ described from the very models that check them, so the description cannot drift 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
@@ -15,16 +15,18 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from server.schema.cache import ProbeRequest
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 from server.schema.errors import ErrorReply
 
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (ChatRequest, CompletionRequest, ErrorReply)
+_BODIES: tuple[type[BaseModel], ...] = (ChatRequest, CompletionRequest, ProbeRequest, ErrorReply)
 _ERRORS = {
     "400": "The request is at fault; `param` names the field.",
     "401": "An API key is missing or wrong.",
-    "404": "No such model or address.",
+    "403": "Only an admin key may do this.",
+    "404": "No such model, block or address.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",
     "429": "The queue is full; try again after Retry-After.",
@@ -34,13 +36,40 @@ _ERRORS = {
 _EXAMPLES = {
     "/v1/chat/completions": '{"messages": [{"role": "user", "content": "Hello!"}]}',
     "/v1/completions": '{"prompt": "Once upon a time", "max_tokens": 32}',
+    "/v1/cache/probe": '{"messages": [{"role": "user", "content": "Hello!"}]}',
 }
+# How to ask those that take no body, where it is not simply their address.
+_CURL = {
+    "/v1/cache": "'{url}?state=cached&limit=100'",
+    "/v1/cache/blocks/{block_id}": "{root}/v1/cache/blocks/1",
+    "/v1/cache/reset": "-X POST {url}",
+    "/v1/cache/events": "-N {url}",
+    "/v1/models/{model}": "",
+}
+_STREAMED = ("/v1/chat/completions", "/v1/completions")
+_ADMIN_ERRORS = ("400", "401", "403", "404", "429", "503")
 
 
 def describe_body(model: type[BaseModel]) -> dict[str, Any]:
     """For a route that parses its own body: what FastAPI cannot see."""
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def describe_query(**fields: tuple[str, Any, str]) -> dict[str, Any]:
+    """For a route that reads its own query: name -> type, default and meaning of each field."""
+    return {
+        "parameters": [
+            {
+                "name": name,
+                "in": "query",
+                "required": False,
+                "schema": {"type": kind, "default": default},
+                "description": text,
+            }
+            for name, (kind, default, text) in fields.items()
+        ]
+    }
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
@@ -70,10 +99,14 @@ def _describe_errors(path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)  # this server answers 400
     schema = {"$ref": _REF.format(model="ErrorReply")}
-    statuses = _ERRORS if "requestBody" in operation else {"401": _ERRORS["401"]}
+    statuses = {"401": _ERRORS["401"]}
+    if "requestBody" in operation:
+        statuses = {status: text for status, text in _ERRORS.items() if status != "403"}
+    elif path.startswith("/v1/cache"):
+        statuses = {status: _ERRORS[status] for status in _ADMIN_ERRORS}
     for status, text in statuses.items():
         responses[status] = {"description": text, "content": {"application/json": {"schema": schema}}}
-    if "requestBody" in operation:
+    if path in _STREAMED:
         responses["200"]["content"]["text/event-stream"] = {
             "schema": {"type": "string", "description": "With stream: true; ends with `data: [DONE]`."}
         }
@@ -111,11 +144,29 @@ def _section(
     title = f"<h2><b>{method.upper()}</b> {escape(path)}</h2><p>{escape(operation.get('summary', ''))}. "
     text = escape(operation.get("description", ""))
     if "requestBody" not in operation:
-        return f"{title}{text}</p>"
+        return f"{title}{text}</p>{_how(path, base_url)}{_parameters(operation.get('parameters', ()))}"
     ref = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     schema = document["components"]["schemas"][ref.rsplit("/", 1)[1]]
     curl = f"curl {base_url}{path} -H 'Content-Type: application/json' \\\n  -d '{_EXAMPLES.get(path, '{}')}'"
     return f"{title}{text}</p><pre>{escape(curl)}</pre>{_table(schema)}"
+
+
+def _how(path: str, base_url: str) -> str:
+    words = _CURL.get(path, "{url}")
+    if not words:
+        return ""
+    return f"<pre>{escape('curl ' + words.format(url=base_url + path, root=base_url))}</pre>"
+
+
+def _parameters(parameters: Iterable[Mapping[str, Any]]) -> str:
+    """Of the address."""
+    rows = "".join(
+        f"<tr><td><code>{escape(field['name'])}</code><td>{escape(_kind(field['schema']))}"
+        f"<td>{'required' if field['required'] else _default(field['schema'])}"
+        f"<td>{escape(field.get('description', ''))}"
+        for field in parameters
+    )
+    return f"<table><tr><th>parameter<th>type<th>default<th>meaning{rows}</table>" if rows else ""
 
 
 def _table(schema: Mapping[str, Any]) -> str:

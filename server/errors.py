@@ -61,6 +61,7 @@ TABLE: Mapping[type[engine_errors.QuireError], Row] = {
 _HTTP_CODES = {
     400: "bad_request",
     401: "invalid_api_key",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",

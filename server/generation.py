@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from engine.client import EngineClient
 from engine.errors import RequestFailed
 from engine.types import FinishReason, SamplingParams, TokenEvent
+from engine.views import CacheReport, CacheScope
 from server.metrics import RequestMetrics
 from server.prompts import Prompt
 from server.trail import Timeline
@@ -28,6 +29,7 @@ class Generation:
         id: the reply's id and the stem of the engine's request ids; ours, never the caller's.
         prompts: in the order of the request; choice c belongs to prompt c // n.
         timeline: when what happened. error: what ended it, if something did.
+        reports: of each prompt, what of it was reused; None until its first event, or where it was not asked.
     """
 
     def __init__(
@@ -37,6 +39,9 @@ class Generation:
         prompts: Sequence[Prompt],
         params: SamplingParams,
         record: RequestMetrics,
+        scope: CacheScope,
+        *,
+        explain: bool = False,
     ) -> None:
         self.id = request_id
         self.prompts = prompts
@@ -46,6 +51,9 @@ class Generation:
         self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
         self.timeline = Timeline(len(prompts))
         self.error: BaseException | None = None
+        self.reports: list[CacheReport | None] = [None] * len(prompts)
+        self.explains = explain
+        self._scope = scope
         self._cached_tokens = [0] * len(prompts)
         self._client = client
         self._record = record
@@ -61,7 +69,10 @@ class Generation:
         self.timeline.submitted()
         try:
             for engine_id, prompt in zip(self._engine_ids, self.prompts, strict=True):
-                self._streams.append(self._client.submit(engine_id, prompt.ids, self.params))
+                stream = self._client.submit(
+                    engine_id, prompt.ids, self.params, self._scope, explain=self.explains
+                )
+                self._streams.append(stream)
         except BaseException:
             self._release()
             raise
@@ -133,6 +144,8 @@ class Generation:
         self.completion_tokens += tokens
         if event.finish_reason is not None or self.timeline.prompts[position].first_s is None:
             self.timeline.note(position, event)
+        if event.cache is not None:
+            self.reports[position] = event.cache
         if event.cached_tokens > self._cached_tokens[position]:
             self._cached_tokens[position] = event.cached_tokens
         self._record.tokens(position * self.params.n + event.index, tokens)

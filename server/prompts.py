@@ -7,13 +7,17 @@ tokenised in a thread, after a look at its length, so that one request cannot ho
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from engine.errors import ContextTooLong
+from engine.errors import ContextTooLong, QuireError
+from server import spans
 from server.errors import invalid
+from server.spans import MessageSpan
 
 # A text with more characters than this per token of context cannot fit: tokens are shorter on average
 # in every language and in code. Only long runs of one character come near it.
@@ -31,7 +35,7 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
     def token_text(self, token_id: int) -> str: ...
     def token_bytes(self, token_id: int) -> bytes: ...
 
@@ -42,14 +46,24 @@ class Template(Protocol):
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
     ) -> list[int]: ...
+    def render_text(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
+    ) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt: what the engine computes, and its text where the reply may have to repeat it."""
+    """One prompt.
+
+    Attributes:
+        ids: what the engine computes.
+        text: the same, where the reply may have to repeat it.
+        messages: which of the ids are which message's, where that was asked and can be told.
+    """
 
     ids: Sequence[int]
     text: str | None = None
+    messages: Sequence[MessageSpan] | None = None
 
 
 class Prompts:
@@ -92,8 +106,13 @@ class Prompts:
         *,
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
+        locate: bool = False,
     ) -> Prompt:
-        """Renders a conversation with the model's chat template."""
+        """Renders a conversation with the model's chat template.
+
+        Args:
+            locate: say also which tokens are which message's.
+        """
         template = self._template
         if template is None:
             raise invalid(
@@ -102,11 +121,18 @@ class Prompts:
         chars = sum(len(message["content"]) for message in messages)
         _check_length(chars, context_tokens)
 
-        def render() -> list[int]:
-            return template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        def render() -> Prompt:
+            ids = template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+            return Prompt(_not_empty(ids, "messages"), messages=find_spans(ids) if locate else None)
 
-        ids = await self._run(chars + 32 * len(messages), render)
-        return Prompt(_not_empty(ids, "messages"))
+        def find_spans(ids: Sequence[int]) -> Sequence[MessageSpan] | None:
+            as_text = partial(template.render_text, add_generation_prompt=add_generation_prompt, **variables)
+            # A template may refuse what it would take without marks.
+            with contextlib.suppress(QuireError):
+                return spans.find(ids, messages, as_text, self.tokenizer.token_bytes)
+            return None
+
+        return await self._run(chars + 32 * len(messages), render)
 
     async def _run(self, work_chars: int, call: Callable[[], T]) -> T:
         if work_chars <= INLINE_CHARS:

@@ -85,6 +85,35 @@ class Chunks(ABC):
         return self._ending() if self._every_usage else self._plain_end
 
 
+class ExplainedChunks:
+    """A stream that says of each prompt's first choice, in its first chunk, what the cache had.
+
+    Args:
+        chunks: the stream without it.
+        n: choices per prompt.
+        explain: a prompt's position -> its report, once that is known.
+    """
+
+    def __init__(self, chunks: Chunks, n: int, explain: Callable[[int], Mapping[str, Any] | None]) -> None:
+        self._chunks = chunks
+        self._n = n
+        self._explain = explain
+        self._told: set[int] = set()
+        self.end = chunks.end
+
+    def event(self, choice: int, event: TokenEvent) -> bytes:
+        frames = self._chunks.event(choice, event)
+        position, index = divmod(choice, self._n)
+        if not frames or index or position in self._told:
+            return frames
+        report = self._explain(position)
+        if report is None:
+            return frames
+        self._told.add(position)
+        first, rest = frames.split(b"\n\n", 1)
+        return first[:-1] + b',"cache":' + encode([report]) + b"}\n\n" + rest
+
+
 class ChatChunks(Chunks):
     """chat.completion.chunk: a role first, then text, then the finish reason alone."""
 
@@ -228,10 +257,15 @@ class Choice:
 
 
 def reply(
-    head: Head, object_name: str, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, Any]
+    head: Head,
+    object_name: str,
+    choices: Sequence[Mapping[str, Any]],
+    usage: Mapping[str, Any],
+    cache: Sequence[Mapping[str, Any]] | None = None,
 ) -> bytes:
-    """A whole reply."""
-    return encode({**head.fields(object_name), "choices": choices, "usage": usage})
+    """A whole reply. `cache`: what was reused of each prompt, where that was asked."""
+    fields = {**head.fields(object_name), "choices": choices, "usage": usage}
+    return encode(fields if cache is None else {**fields, "cache": cache})
 
 
 def _ending_fields(event: TokenEvent) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def lines(info: EngineInfo, settings: ServerSettings, url: str) -> list[str]:
     if settings.demo:
         report.insert(0, "demo      This is the small built-in demo model: it only knows Quire itself.")
         report.insert(1, "          Serve your own with: quire serve MODEL")
-    keys = " (API key needed)" if settings.api_keys else ""
+    keys = " (API key needed)" if settings.tenants().keys_configured else ""
     page = [f"live page {url}/ui"] if settings.ui else []
     return [
         *report,

@@ -17,6 +17,7 @@ from engine.types import EngineInfo
 from server import __version__
 from server.errors import RETRY_AFTER_S, ApiError
 from server.history import History
+from server.live import Feed
 from server.metrics import Metrics
 from server.prompts import Prompts, Template, Tokenizer
 from server.settings import ServerSettings
@@ -48,8 +49,16 @@ class Service:
         self.client = client
         self.settings = settings
         self.prompts = Prompts(tokenizer, template)
-        self.metrics = Metrics(client, settings.model_name, compat=settings.metrics_compat)
+        self.tenants = settings.tenants()
+        self.metrics = Metrics(
+            client,
+            settings.model_name,
+            compat=settings.metrics_compat,
+            tenants=self.tenants.names,
+            cache_isolation=self.tenants.isolated,
+        )
         self.history = History(self.metrics)
+        self.feed = Feed(self)
         self.model_name = settings.model_name
         self.sampling_defaults = sampling_defaults
         self.created = int(time.time())
@@ -91,10 +100,12 @@ class Service:
     def drain(self) -> None:
         """From now on nothing new is taken."""
         self.phase = Phase.DRAINING
+        self.feed.close()
         self.client.start_draining()
 
     async def end(self) -> None:
         """Stops the engine; what is in flight ends with an error."""
+        self.feed.close()
         await self.history.stop()
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()

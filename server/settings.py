@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 from engine.config import EngineOptions
+from server import tenants
+from server.tenants import TenantKeys, Tenants
 
 DEMO_NAME = "quire-demo"
 _TRACES = "/v1/traces"
@@ -49,7 +51,7 @@ class ServerSettings:
     Attributes:
         demo: no MODEL was given; the built-in one is served.
         model_name: what requests call the model.
-        api_keys: empty means no keys are asked for.
+        api_keys, named_tenants, admin_keys: no keys are asked for where all three are empty.
         colour: of text logs on a terminal.
         otlp_endpoint: where traces go; empty: nobody traces. Not `otlp_required`: no variable or flag of ours
             asked for it, so that going on without is right where it cannot be.
@@ -61,7 +63,10 @@ class ServerSettings:
     model_name: str = DEMO_NAME
     host: str = "127.0.0.1"
     port: int = 8000
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    named_tenants: tuple[TenantKeys, ...] = ()
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)
+    share_cache: bool = False
     log_level: str = "info"
     log_format: str = "text"
     colour: bool = True
@@ -80,6 +85,10 @@ class ServerSettings:
     keep_alive_s: float = 75.0
     sse_keep_alive_s: float = 15.0
     shutdown_timeout_s: float = 30.0
+
+    def tenants(self) -> Tenants:
+        """Raises ValueError where two have the same key."""
+        return Tenants(self.api_keys, self.named_tenants, self.admin_keys, self.share_cache)
 
 
 def parse_bytes(text: str) -> int:
@@ -151,16 +160,11 @@ def _switch(text: str) -> bool:
 def _collector(text: str) -> str:
     """The full address for traces, from a collector's base address."""
     parts = urlsplit(text.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname or not text.isprintable():
+    known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    if not known or not text.isprintable():
         raise ValueError("expected an address such as http://127.0.0.1:4318")
     path = parts.path.rstrip("/")
     return urlunsplit(parts._replace(path=path if path.endswith(_TRACES) else path + _TRACES))
-
-
-def _api_key(text: str) -> str:
-    if not re.fullmatch(r"[\x21-\x7e]{1,512}", text):
-        raise ValueError("a key must be 1 to 512 printable ASCII characters without spaces")
-    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,7 @@ class Flag:
     metavar: str
     help: str
     switch_to: bool | None = None  # a flag without a value sets its target to this
+    secret: bool = False  # repeatable, and never shown
 
     @property
     def option(self) -> str:
@@ -197,9 +202,35 @@ SERVER_FLAGS = (
     Flag(
         "api-key",
         "api_keys",
-        _api_key,
+        tenants.parse_key,
         "KEY",
-        "ask for this key; repeatable, or comma separated in the variable",
+        "ask for this key; repeatable, or comma separated in the variable; each is a tenant of its own "
+        "(default: none)",
+        secret=True,
+    ),
+    Flag(
+        "api-keys-file",
+        "named_tenants",
+        tenants.read_file,
+        "FILE",
+        "tenants by name, in TOML: [tenants.NAME] with keys = [...], and share = GROUP to share "
+        "prefixes (default: none)",
+    ),
+    Flag(
+        "admin-key",
+        "admin_keys",
+        tenants.parse_key,
+        "KEY",
+        "may also look at the whole cache and empty it; repeatable (default: none)",
+        secret=True,
+    ),
+    Flag(
+        "share-cache",
+        "share_cache",
+        _switch,
+        "",
+        "all keys share cached prefixes (default: each tenant has its own)",
+        switch_to=True,
     ),
     Flag("served-model-name", "model_name", _text, "NAME", "name in the API (default: MODEL as given)"),
     Flag("log-level", "log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "default: info"),
@@ -350,7 +381,7 @@ def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
     if flag.switch_to is not None:
         group.add_argument(flag.option, dest=flag.name, action="store_true", default=None, help=text)
     else:
-        action = "append" if flag.target == "api_keys" else "store"
+        action = "append" if flag.secret else "store"
         group.add_argument(flag.option, dest=flag.name, metavar=flag.metavar, action=action, help=text)
 
 
@@ -372,7 +403,12 @@ def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> 
     server.setdefault("colour", not variables.get("NO_COLOR") and variables.get("TERM") != "dumb")
     if "otlp_endpoint" not in server:
         server.update(otlp_endpoint=_ambient_collector(variables), otlp_required=False)
-    return ServerSettings(engine=options, demo=model is None, model_name=name, **server)
+    chosen = ServerSettings(engine=options, demo=model is None, model_name=name, **server)
+    try:
+        chosen.tenants()
+    except ValueError as exc:
+        raise SettingsError(f"API keys: {exc}") from None
+    return chosen
 
 
 def _ambient_collector(variables: Mapping[str, str]) -> str:
@@ -418,7 +454,7 @@ def _found(flag: Flag, from_flag: Any, from_variable: str | None) -> Any:
         texts, source = from_variable, flag.variable
     else:
         return None
-    if flag.target != "api_keys":
+    if not flag.secret:
         return _checked(flag.parse, texts, source)
     keys = texts if isinstance(texts, list) else [key.strip() for key in texts.split(",") if key.strip()]
     return tuple(_checked(flag.parse, key, source, secret=True) for key in keys)

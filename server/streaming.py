@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from engine.errors import EngineDead, QuireError
 from server.errors import ApiError, to_api_error
 from server.generation import Generation
-from server.render import DONE, KEEP_ALIVE, Choice, Chunks, error_frame
+from server.render import DONE, KEEP_ALIVE, Choice, Chunks, ExplainedChunks, error_frame
 from server.service import Phase, Service
 
 logger = logging.getLogger("quire")
@@ -30,7 +30,11 @@ class EventStream(Response):
     """The response of a streamed request."""
 
     def __init__(
-        self, service: Service, generation: Generation, chunks: Chunks, headers: dict[str, str]
+        self,
+        service: Service,
+        generation: Generation,
+        chunks: Chunks | ExplainedChunks,
+        headers: dict[str, str],
     ) -> None:
         super().__init__(
             headers={

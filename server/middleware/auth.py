@@ -1,22 +1,26 @@
-"""API keys: everything needs one, apart from a short list.
+"""API keys: everything needs one, apart from a short list; and whose key it was, for all that comes after.
 
 Knows paths and headers; does not know routes. Denies by default, so a route added later is closed until
-somebody opens it. Decides from `scope["path"]` alone: a URL put together from headers can be forged. Keys
-are compared as digests, all of them every time, so that neither length nor position can be measured.
+somebody opens it. Decides from `scope["path"]` alone: a URL put together from headers can be forged. Which
+routes only an admin may use, routers say (`admin_only`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError
+from server.tenants import Tenant, Tenants
+from server.trail import trail_of
 
 # What probes must reach without a secret. Metrics and docs tell about the users' work and stay closed.
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/version"})
+
+
+_SCOPE_KEY = "quire.tenant"
 
 
 class Auth:
@@ -26,18 +30,19 @@ class Auth:
         public: exact paths that need no key, besides PUBLIC_PATHS.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], public: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, tenants: Tenants, public: Collection[str] = ()) -> None:
         self.app = app
         self._public = PUBLIC_PATHS.union(public)
-        self._digests = [_digest(key.encode("ascii")) for key in keys]
+        self._tenants = tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or not self._digests
-            or scope["path"] in self._public
-            or self._allows(scope)
-        ):
+        if scope["type"] != "http" or scope["path"] in self._public:
+            await self.app(scope, receive, send)
+            return
+        tenant = self._tenant(scope)
+        if tenant is not None:
+            scope[_SCOPE_KEY] = tenant
+            trail_of(scope).tenant = tenant.name
             await self.app(scope, receive, send)
             return
         error = ApiError(
@@ -48,15 +53,33 @@ class Auth:
         )
         await error.response()(scope, receive, send)
 
-    def _allows(self, scope: Scope) -> bool:
+    def _tenant(self, scope: Scope) -> Tenant | None:
+        if not self._tenants.keys_configured:
+            return self._tenants.anonymous
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(sent) != 1 or sent[0][:7].lower() != b"bearer ":
-            return False
-        digest = _digest(sent[0][7:].strip())
-        # All are compared, whatever the first ones say: `any` over a generator would stop early.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return True in matches
+            return None
+        return self._tenants.find(sent[0][7:].strip())
 
 
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+def tenant_of(scope: Scope) -> Tenant:
+    """Who asks. Raises KeyError on a public path, where nobody knows."""
+    tenant: Tenant = scope[_SCOPE_KEY]
+    return tenant
+
+
+def admin_only(request: Request) -> None:
+    """For routers of which every route is the operator's alone.
+
+    Raises:
+        ApiError: 403, with what to do about it.
+    """
+    if tenant_of(request.scope).admin:
+        return
+    service = request.app.state.service
+    how = (
+        "send it as `Authorization: Bearer KEY`"
+        if service.tenants.has_admin
+        else "this server has none: start it with --admin-key or QUIRE_ADMIN_KEY"
+    )
+    raise ApiError(403, f"This needs an admin key; {how}.", code="admin_key_required")

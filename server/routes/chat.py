@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.types import SamplingParams
-from server.chat import template_messages
 from server.docs import describe_body
 from server.generation import Generation
 from server.prompts import Prompt
 from server.render import ChatChunks, Choice, Chunks, Head, reply
-from server.routes.generate import Api
+from server.routes.common import conversation
+from server.routes.generate import Api, Reports
 from server.schema.chat import ChatRequest
 from server.schema.common import to_sampling_params
 from server.schema.replies import ChatReply
@@ -26,14 +26,16 @@ class ChatApi(Api[ChatRequest]):
     id_prefix = "chatcmpl-"
     schema = ChatRequest
 
-    async def prompts(self, request: ChatRequest) -> Sequence[Prompt]:
-        prompt = await self.service.prompts.from_messages(
-            template_messages(request),
-            self.service.info.max_model_len,
-            add_generation_prompt=request.add_generation_prompt is not False,
-            variables=request.chat_template_kwargs,
-        )
-        return [prompt]
+    async def prompts(self, request: ChatRequest, explain: bool) -> Sequence[Prompt]:
+        return [
+            await conversation(
+                self.service,
+                request.messages,
+                request.add_generation_prompt,
+                request.chat_template_kwargs,
+                locate=explain,
+            )
+        ]
 
     def params(self, request: ChatRequest) -> SamplingParams:
         return to_sampling_params(
@@ -47,11 +49,16 @@ class ChatApi(Api[ChatRequest]):
         return ChatChunks(head, lambda: generation.usage, request.usage_in_stream, self.service.tokenizer)
 
     def reply(
-        self, request: ChatRequest, head: Head, generation: Generation, choices: Sequence[Choice]
+        self,
+        request: ChatRequest,
+        head: Head,
+        generation: Generation,
+        choices: Sequence[Choice],
+        cache: Reports | None,
     ) -> bytes:
         wanted = bool(request.logprobs)
         rendered = [choice.chat(self.service.tokenizer, wanted) for choice in choices]
-        return reply(head, "chat.completion", rendered, generation.usage)
+        return reply(head, "chat.completion", rendered, generation.usage, cache)
 
 
 def router(service: Service) -> APIRouter:

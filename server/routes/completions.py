@@ -13,7 +13,8 @@ from server.docs import describe_body
 from server.generation import Generation
 from server.prompts import Prompt
 from server.render import Choice, Chunks, CompletionChunks, Echo, Head, reply
-from server.routes.generate import Api
+from server.routes.common import plain
+from server.routes.generate import Api, Reports
 from server.schema.common import to_sampling_params
 from server.schema.completions import CompletionRequest
 from server.schema.replies import CompletionReply
@@ -25,15 +26,8 @@ class CompletionApi(Api[CompletionRequest]):
     id_prefix = "cmpl-"
     schema = CompletionRequest
 
-    async def prompts(self, request: CompletionRequest) -> Sequence[Prompt]:
-        return [await self._prompt(prompt, request) for prompt in request.prompt]
-
-    async def _prompt(self, prompt: str | list[int], request: CompletionRequest) -> Prompt:
-        info = self.service.info
-        if isinstance(prompt, str):
-            special = request.add_special_tokens is not False
-            return await self.service.prompts.from_text(prompt, special, info.max_model_len)
-        return self.service.prompts.from_ids(prompt, info.vocab_size, info.max_model_len)
+    async def prompts(self, request: CompletionRequest, explain: bool) -> Sequence[Prompt]:
+        return await plain(self.service, request.prompt, request.add_special_tokens)
 
     def params(self, request: CompletionRequest) -> SamplingParams:
         return to_sampling_params(
@@ -51,14 +45,19 @@ class CompletionApi(Api[CompletionRequest]):
         )
 
     def reply(
-        self, request: CompletionRequest, head: Head, generation: Generation, choices: Sequence[Choice]
+        self,
+        request: CompletionRequest,
+        head: Head,
+        generation: Generation,
+        choices: Sequence[Choice],
+        cache: Reports | None,
     ) -> bytes:
         wanted = request.logprobs is not None
         echoes = self._echoes(request, generation)
         rendered = [
             choice.completion(self.service.tokenizer, wanted, echoes[choice.index]) for choice in choices
         ]
-        return reply(head, "text_completion", rendered, generation.usage)
+        return reply(head, "text_completion", rendered, generation.usage, cache)
 
     def _echoes(self, request: CompletionRequest, generation: Generation) -> list[Echo | None]:
         """What each choice begins with."""

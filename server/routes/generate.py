@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic
 
 from starlette.requests import Request
@@ -16,19 +16,18 @@ from starlette.responses import Response
 
 from engine.types import SamplingParams
 from server import request_lines
-from server.errors import ApiError, shorten
 from server.generation import Generation
-from server.jsonbody import read_json
 from server.metrics import RequestMetrics
+from server.middleware.auth import tenant_of
 from server.prompts import Prompt
-from server.render import Choice, Chunks, Head
+from server.render import Choice, Chunks, ExplainedChunks, Head
+from server.routes.common import check_model, explain_asked, explainer, read_body, warnings
 from server.schema.common import RequestT, parse
 from server.service import Service
 from server.streaming import EventStream, collect
 from server.trail import trail_of
 
-MAX_WARNINGS = 8
-MIN_BODY_VALUES = 250_000
+Reports = Sequence[Mapping[str, Any]]
 
 
 class Api(ABC, Generic[RequestT]):
@@ -42,7 +41,7 @@ class Api(ABC, Generic[RequestT]):
         self.service = service
 
     @abstractmethod
-    async def prompts(self, request: RequestT) -> Sequence[Prompt]: ...
+    async def prompts(self, request: RequestT, explain: bool) -> Sequence[Prompt]: ...
 
     @abstractmethod
     def params(self, request: RequestT) -> SamplingParams: ...
@@ -52,7 +51,12 @@ class Api(ABC, Generic[RequestT]):
 
     @abstractmethod
     def reply(
-        self, request: RequestT, head: Head, generation: Generation, choices: Sequence[Choice]
+        self,
+        request: RequestT,
+        head: Head,
+        generation: Generation,
+        choices: Sequence[Choice],
+        cache: Reports | None,
     ) -> bytes: ...
 
     async def handle(self, http: Request) -> Response:
@@ -68,10 +72,10 @@ class Api(ABC, Generic[RequestT]):
             refusal = self.service.why_not_ready()
             if refusal is not None:
                 raise refusal
-            body = await self._read(http)
+            body = await read_body(self.service, http)
             request = parse(self.schema, body)
             trail.stream = bool(request.stream)
-            trail.generation = generation = await self._submit(request, record)
+            trail.generation = generation = await self._submit(request, http, record)
             if self.service.settings.log_prompts:
                 request_lines.prompts(generation, self.service.tokenizer)
             if not request.stream:
@@ -83,40 +87,43 @@ class Api(ABC, Generic[RequestT]):
         head = Head(generation.id, int(time.time()), self.service.model_name, self.service.fingerprint)
         headers = self._warnings(request)
         if request.stream:
-            return EventStream(self.service, generation, self.chunks(request, head, generation), headers)
-        return Response(self.reply(request, head, generation, choices), 200, headers, "application/json")
+            return EventStream(self.service, generation, self._stream(request, head, generation), headers)
+        cache = self._reports(generation)
+        return Response(
+            self.reply(request, head, generation, choices, cache), 200, headers, "application/json"
+        )
 
-    async def _read(self, http: Request) -> dict[str, Any]:
-        # Prompts are the only long lists; twice the longest leaves room for everything else.
-        max_values = max(MIN_BODY_VALUES, 2 * self.service.info.max_model_len)
-        return await read_json(http.headers, http.receive, self.service.settings.max_body_bytes, max_values)
-
-    async def _submit(self, request: RequestT, record: RequestMetrics) -> Generation:
-        self._check_model(request.model)
+    async def _submit(self, request: RequestT, http: Request, record: RequestMetrics) -> Generation:
+        check_model(self.service, request.model)
+        explain = explain_asked(http.headers, request.explain_cache)
         params = self.params(request)
         params.check_vocabulary(self.service.info.vocab_size)
-        prompts = await self.prompts(request)
+        prompts = await self.prompts(request, explain)
         request_id = self.id_prefix + secrets.token_hex(12)
-        generation = Generation(self.service.client, request_id, prompts, params, record)
+        scope = tenant_of(http.scope).scope(request.cache_salt)
+        generation = Generation(
+            self.service.client, request_id, prompts, params, record, scope, explain=explain
+        )
         generation.submit()
         return generation
 
-    def _check_model(self, model: str | None) -> None:
-        if model is not None and model != self.service.model_name:
-            raise ApiError(
-                404,
-                f"The model '{shorten(model)}' does not exist; this server has '{self.service.model_name}'.",
-                param="model",
-                code="model_not_found",
-            )
+    def _reports(self, generation: Generation) -> Reports | None:
+        if not generation.explains:
+            return None
+        return explainer(self.service).reports(generation.prompts, generation.reports)
+
+    def _stream(self, request: RequestT, head: Head, generation: Generation) -> Chunks | ExplainedChunks:
+        chunks = self.chunks(request, head, generation)
+        if not generation.explains:
+            return chunks
+        explain = explainer(self.service)
+
+        def report(position: int) -> Mapping[str, Any] | None:
+            found = generation.reports[position]
+            return None if found is None else explain.report(position, generation.prompts[position], found)
+
+        return ExplainedChunks(chunks, generation.params.n, report)
 
     def _warnings(self, request: RequestT) -> dict[str, str]:
-        unknown = request.unknown_fields
-        if not unknown:
-            return {}
-        self.service.metrics.unknown_fields[self.name] += len(unknown)
-        names = [shorten(name, 40).replace(",", " ") for name in unknown[:MAX_WARNINGS]]
-        more = len(unknown) - len(names)
-        return {
-            "x-quire-warnings": "ignored fields: " + ", ".join(names) + (f" and {more} more" if more else "")
-        }
+        self.service.metrics.unknown_fields[self.name] += len(request.unknown_fields)
+        return warnings(request.unknown_fields)

@@ -104,10 +104,23 @@ LogitBias = Annotated[
 ]
 
 
+MAX_SALT_CHARS = 256
+CacheSalt = str | None
+CACHE_SALT: Any = Field(
+    None,
+    min_length=1,
+    max_length=MAX_SALT_CHARS,
+    description="Cached prefixes are shared only between requests of the same salt.",
+)
+
+
 class WireModel(BaseModel):
     """Strict types, unknown fields kept aside."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, hide_input_in_errors=True)
+
+    # Fields that change the answer and are not built yet, each with the values that ask for nothing.
+    refused: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     @property
     def unknown_fields(self) -> list[str]:
@@ -127,8 +140,7 @@ class StreamOptions(WireModel):
 class GenerationRequest(WireModel):
     """The fields both APIs have. Names are those of SamplingParams wherever they mean the same."""
 
-    # Fields that change the answer and are not built yet, each with the values that ask for nothing.
-    refused: ClassVar[Mapping[str, Sequence[Any]]] = {
+    refused: ClassVar = {
         "use_beam_search": (False,),
         "structured_outputs": (),
         "guided_json": (),
@@ -140,7 +152,6 @@ class GenerationRequest(WireModel):
         "truncate_prompt_tokens": (),
         "prompt_embeds": (),
         "prompt_logprobs": (),
-        "cache_salt": (),
         "chat_template": (),
         "kv_transfer_params": (),
     }
@@ -177,6 +188,10 @@ class GenerationRequest(WireModel):
     include_stop_str_in_output: bool | None = False
     skip_special_tokens: bool | None = True
     user: str | None = Field(None, description="Taken and ignored.")
+    cache_salt: CacheSalt = CACHE_SALT
+    explain_cache: bool | None = Field(
+        False, description="Say in `cache` what of the prompt was reused, and why not more."
+    )
 
     @property
     def usage_in_stream(self) -> tuple[bool, bool]:
@@ -188,6 +203,7 @@ class GenerationRequest(WireModel):
 
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
+WireT = TypeVar("WireT", bound=WireModel)
 
 _SAMPLING_FIELDS = (
     "n",
@@ -234,7 +250,7 @@ def to_sampling_params(
     )
 
 
-def parse(model: type[RequestT], body: dict[str, Any]) -> RequestT:
+def parse(model: type[WireT], body: dict[str, Any]) -> WireT:
     """Validates a body.
 
     Raises:

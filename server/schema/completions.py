@@ -19,7 +19,7 @@ MAX_PROMPTS = MAX_CHOICES
 Prompt = str | list[int]
 
 
-def _parse_prompt(value: Any) -> Any:
+def parse_prompt(value: Any) -> Any:
     """Any of the four forms -> a tuple of texts and id lists. One prompt is a tuple of one."""
     if isinstance(value, str) or (isinstance(value, list) and value and type(value[0]) is int):
         prompts: list[Any] = [value]
@@ -46,19 +46,15 @@ def _check_prompt(prompt: Any) -> None:
 _IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 _TEXT = {"type": "string", "minLength": 1}
 
+PROMPT_FORMS: tuple[dict[str, Any], ...] = (
+    _TEXT,
+    _IDS,
+    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _TEXT},
+    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _IDS},
+)
+
 Prompts = Annotated[
-    tuple[Any, ...],
-    BeforeValidator(_parse_prompt),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                _TEXT,
-                _IDS,
-                {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _TEXT},
-                {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _IDS},
-            ]
-        }
-    ),
+    tuple[Any, ...], BeforeValidator(parse_prompt), WithJsonSchema({"anyOf": list(PROMPT_FORMS)})
 ]
 
 

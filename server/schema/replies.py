@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from server.schema.cache import CacheExplanation
+
 Finish = Literal["stop", "length"]
 
 
@@ -57,6 +59,7 @@ class ChatReply(BaseModel):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    cache: list[CacheExplanation] | None = None
 
 
 class CompletionLogprobs(BaseModel):
@@ -82,3 +85,4 @@ class CompletionReply(BaseModel):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage
+    cache: list[CacheExplanation] | None = None

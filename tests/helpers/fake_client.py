@@ -75,6 +75,9 @@ class FakeTemplate:
             ids += [ROLES[message["role"]], *message["content"].encode("utf-8"), END]
         return [*ids, ASSISTANT] if add_generation_prompt else ids
 
+    def render_text(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:
+        return FakeTokenizer().decode(self.render(messages, **kwargs))
+
 
 Script = Callable[[Sequence[int], SamplingParams, int], str]
 

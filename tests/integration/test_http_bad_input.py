@@ -114,6 +114,8 @@ ROWS = [
     Row("stream_options: number", {"stream_options": 1}, "stream_options"),
     Row("include_usage: 1", {"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     Row("user: number", {"user": 3}, "user"),
+    *(Row(f"cache_salt {str(v)[:9]!r}", {"cache_salt": v}, "cache_salt") for v in ("", "s" * 257, 3, ["s"])),
+    *(Row(f"explain_cache {v!r}", {"explain_cache": v}, "explain_cache") for v in (1, "true", [], {})),
     Row("deep metadata", {"metadata": NESTED}, "metadata", code="invalid_json"),
     Row("deep unknown field", {"whatever": NESTED}, "whatever", code="invalid_json"),
     *(
@@ -122,7 +124,6 @@ ROWS = [
             "guided_json": {"type": "object"},
             "structured_outputs": {"regex": "a"},
             "prompt_embeds": "gASV",
-            "cache_salt": "s",
             "chat_template": "{{ 1 }}",
             "use_beam_search": True,
             "response_format": {"type": "json_object"},

@@ -1,0 +1,198 @@
+"""/v1/cache: what the cache has, why a prompt would miss, and how to empty it.
+
+Knows the shapes; the engine answers. Anybody may probe, for the caller's own tenant; the rest shows what all
+tenants do and is the admin's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.errors import ContextTooLong
+from engine.types import EngineSnapshot
+from engine.views import BlockView
+from server.docs import describe_body, describe_query
+from server.errors import ApiError, invalid, shorten
+from server.live import EventFeed
+from server.middleware.auth import admin_only, tenant_of
+from server.prompts import Prompt
+from server.render import encode
+from server.routes.common import check_model, conversation, explainer, plain, read_body, warnings
+from server.schema.cache import STATES, BlockReply, CacheReply, ProbeReply, ProbeRequest, ResetReply
+from server.schema.common import parse
+from server.service import Service
+
+DEFAULT_LIMIT = 1000
+MAX_LIMIT = 10_000
+_MAX_DIGITS = 10
+
+
+def routers(service: Service) -> tuple[APIRouter, APIRouter]:
+    return _open(service), _admin(service)
+
+
+def _open(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["cache"])
+
+    @routes.post(
+        "/v1/cache/probe",
+        response_model=ProbeReply,
+        summary="What of a prompt would be reused, and why not more",
+        openapi_extra=describe_body(ProbeRequest),
+    )
+    async def probe(http: Request) -> Response:
+        """Answers without running the prompt; nothing changes and nothing is counted."""
+        _check_ready(service)
+        request = parse(ProbeRequest, await read_body(service, http))
+        check_model(service, request.model)
+        prompts = await _prompts(service, request)
+        scope = tenant_of(http.scope).scope(request.cache_salt)
+        reports = [await service.client.probe_cache(prompt.ids, scope) for prompt in prompts]
+        explained = explainer(service).reports(prompts, reports)
+        reply = {"object": "cache.probe", "model": service.model_name, "cache": explained}
+        return _json(reply, warnings(request.unknown_fields))
+
+    return routes
+
+
+async def _prompts(service: Service, request: ProbeRequest) -> list[Prompt]:
+    if request.messages is None:
+        prompts = await plain(service, request.prompt or (), request.add_special_tokens)
+    else:
+        kwargs = request.chat_template_kwargs
+        prompts = [
+            await conversation(service, request.messages, request.add_generation_prompt, kwargs, locate=True)
+        ]
+    most = service.info.max_model_len
+    for prompt in prompts:
+        if len(prompt.ids) > most:
+            raise ContextTooLong(
+                f"The prompt has {len(prompt.ids)} tokens; this model's context has {most}.",
+                "prompt" if request.messages is None else "messages",
+            )
+    return prompts
+
+
+def _admin(service: Service) -> APIRouter:
+    # Here and nowhere else: a route that is added to this router is closed to ordinary keys.
+    routes = APIRouter(tags=["cache"], dependencies=[Depends(admin_only)])
+
+    @routes.get(
+        "/v1/cache",
+        response_model=CacheReply,
+        summary="The pool, block by block",
+        openapi_extra=describe_query(
+            first_block=("integer", 1, "The first block of the page."),
+            limit=("integer", DEFAULT_LIMIT, f"Most blocks in the reply, up to {MAX_LIMIT}."),
+            state=("string", "", f"Only blocks in this state: {', '.join(STATES)}."),
+        ),
+    )
+    async def cache(http: Request) -> Response:
+        """In the order of their numbers, up to `limit` at a time; go on from `next_block`."""
+        _check_ready(service)
+        query = http.query_params
+        state = query.get("state", "")
+        if state and state not in STATES:
+            raise invalid(f"state must be one of {', '.join(STATES)}, got '{shorten(state)}'.", "state")
+        first_block = _whole("first_block", query.get("first_block"), 1, 2**31 - 1, 1)
+        limit = _whole("limit", query.get("limit"), 1, MAX_LIMIT, DEFAULT_LIMIT)
+        page = await service.client.cache_page(first_block, limit, state)
+        snapshot = service.client.snapshot()
+        return _json(
+            {
+                "object": "cache",
+                "block_size": service.info.block_size,
+                "num_blocks": service.info.num_blocks - 1,  # block 0 holds nothing
+                "blocks": _counts(snapshot),
+                "tokens_held": snapshot.tokens_held,
+                "data": [_block(service, view) for view in page.blocks],
+                "next_block": page.next_block,
+            }
+        )
+
+    @routes.get("/v1/cache/blocks/{block_id}", response_model=BlockReply, summary="One block")
+    async def block(block_id: str) -> Response:
+        """Its tokens and their text are only shown where no API keys are configured."""
+        _check_ready(service)
+        number = _whole("block_id", block_id, 0, 2**31 - 1)
+        detail = await service.client.cache_block(number)
+        if detail is None:
+            raise ApiError(404, f"The pool has no block {number}.", param="block_id", code="block_not_found")
+        ids = None if service.tenants.keys_configured else detail.token_ids
+        return _json(
+            {
+                "object": "cache.block",
+                "block": _block(service, detail.block),
+                "children": detail.children,
+                "token_ids": ids,
+                "text": None if ids is None else service.tokenizer.decode(ids, skip_special_tokens=False),
+            }
+        )
+
+    @routes.post("/v1/cache/reset", response_model=ResetReply, summary="Forget what is cached")
+    async def reset(http: Request) -> Response:
+        """Blocks in use stay with their requests. Needs no body."""
+        _check_same_site(http)
+        _check_ready(service)
+        return _json({"object": "cache.reset", "blocks_emptied": await service.client.reset_cache()})
+
+    @routes.get("/v1/cache/events", response_class=Response, summary="The pool as it changes")
+    async def events() -> Response:
+        """Server-sent events for the live page: `hello`, then `pool` and `sample`."""
+        _check_ready(service)
+        return EventFeed(service, service.feed)
+
+    return routes
+
+
+def _check_ready(service: Service) -> None:
+    refusal = service.why_not_ready()
+    if refusal is not None:
+        raise refusal
+
+
+def _check_same_site(http: Request) -> None:
+    """No page from elsewhere may send this with a visitor's browser to a server that asks for no key."""
+    if http.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        raise ApiError(403, "Another site's page may not empty the cache.", code="cross_site_request")
+
+
+def _whole(name: str, text: str | None, low: int, high: int, default: int = 0) -> int:
+    """A whole number from the address."""
+    if text is None:
+        return default
+    plain = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    if not plain or not low <= int(text) <= high:
+        raise invalid(f"{name} must be a whole number from {low} to {high}, got '{shorten(text)}'.", name)
+    return int(text)
+
+
+def _counts(snapshot: EngineSnapshot) -> dict[str, int]:
+    return {
+        "in_use": snapshot.blocks_in_use,
+        "shared": snapshot.blocks_shared,
+        "cached": snapshot.blocks_cached,
+        "free": snapshot.blocks_free,
+    }
+
+
+def _block(service: Service, view: BlockView) -> dict[str, Any]:
+    """Requests by the ids that callers know, while they live."""
+    public_id = service.client.public_id
+    return {
+        **asdict(view),
+        "owner": public_id(view.owner) if view.owner else "",
+        "holders": list(filter(None, map(public_id, view.holders))),
+        "age_s": round(view.age_s, 3),
+        "idle_s": None if view.idle_s is None else round(view.idle_s, 3),
+    }
+
+
+def _json(reply: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    return Response(encode(reply), 200, dict(headers or {}), "application/json")
