@@ -24,9 +24,10 @@ from engine.plan import Executor, StepHandle, StepPlan
 from engine.request import Request
 from engine.sched.limits import RequestLimits
 from engine.sched.scheduler import Scheduler
+from engine.sched.show import Showcase
 from engine.sched.stopping import StopRules
 from engine.types import EngineSnapshot, SamplingParams, TokenOutput
-from engine.views import DEFAULT_SCOPE, CacheScope, EvictionCause
+from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
@@ -52,9 +53,10 @@ class EngineCore:
                 model.vocab_size, model.max_model_len, limits.max_num_seqs, self.kv.capacity_tokens
             ),
             StopRules(model.eos_token_ids),
+            clock=clock,
         )
+        self._showcase = Showcase(self.kv)
         self._executor = executor
-        self._clock = clock
         self._random = random.SystemRandom() if model.seed is None else random.Random(model.seed)
         self._steps_ahead = limits.steps_ahead
         self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
@@ -78,7 +80,6 @@ class EngineCore:
             Overloaded: the queue is full.
         """
         prompt = _token_ids(prompt_ids)
-        now_s = self._clock()
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
         leader, *followers = (
             Request(
@@ -89,7 +90,6 @@ class EngineCore:
                 seed=choice_seed(seed, i),
                 scope=scope,
                 explain=explain,
-                arrival_s=now_s,
             )
             for i in range(params.n)
         )
@@ -120,6 +120,8 @@ class EngineCore:
         """
         if not self.scheduler.running:
             self._check_idle()
+        began_s = self.scheduler.tally.tick()
+        plan = None
         try:
             plan = self.scheduler.schedule()
             if plan is not None:
@@ -133,11 +135,14 @@ class EngineCore:
             self._in_flight.clear()
             self.scheduler.restart()
             raise
+        finally:
+            self.scheduler.tally.stepped(began_s, worked=plan is not None)
         return outputs
 
     def snapshot(self) -> EngineSnapshot:
         """The state between two steps. Cheap: counts that are kept anyway."""
-        scheduler, pool, counters = self.scheduler, self.kv.pool, self.scheduler.counters
+        scheduler, tally, pool, counts = self.scheduler, self.scheduler.tally, self.kv.pool, self.kv.counts
+        facts = pool.facts
         return EngineSnapshot(
             steps=scheduler.steps,
             running=len(scheduler.running),
@@ -148,19 +153,71 @@ class EngineCore:
             blocks_cached=pool.num_idle,
             blocks_free=pool.num_free,
             tokens_held=self.kv.tokens_held(scheduler.running),
-            prefix_query_tokens=counters.prefix_query_tokens,
-            prefix_hit_tokens=counters.prefix_hit_tokens,
-            evicted_blocks={EvictionCause.CAPACITY.value: pool.evictions},
-            preemptions=counters.preemptions,
-            recomputed_tokens=counters.recomputed_tokens,
-            prompt_tokens=counters.prompt_tokens,
-            generated_tokens=counters.generated_tokens,
-            requests_finished=dict(counters.finished),
+            cached_tokens=pool.num_idle * self.kv.block_size,
+            allocated_blocks=facts.allocated,
+            reused_blocks=facts.reused,
+            evicted_blocks=dict(counts.evicted),
+            prefix_queries=counts.prefix_queries,
+            prefix_hits=counts.prefix_hits,
+            prefix_query_tokens=counts.prefix_query_tokens,
+            prefix_hit_tokens=counts.prefix_hit_tokens,
+            misses=dict(counts.misses),
+            miss_tokens=dict(counts.miss_tokens),
+            whatif_hit_tokens=dict(counts.whatif_hit_tokens),
+            ghosts=len(self.kv.ghosts),
+            preemptions=tally.preemptions,
+            recomputed_tokens=tally.recomputed_tokens,
+            prompt_tokens=tally.prompt_tokens,
+            generated_tokens=tally.generated_tokens,
+            busy_s=tally.busy_s,
+            requests_finished=dict(tally.finished),
+            histograms={
+                **tally.histograms(),
+                "hit_ratio": counts.hit_ratio.data(),
+                "block_age_s": facts.age_s.data(),
+                "block_idle_s": facts.idle_s.data(),
+                "block_reuse_gap_s": facts.reuse_gap_s.data(),
+            },
+            tenants=tally.tenants(scheduler.running, facts),
         )
 
-    def reset_prefix_cache(self) -> None:
-        """Forgets all cached prefixes; running requests are not disturbed."""
+    # ---- questions about the cache, between two steps
+
+    def probe(self, prompt_ids: Sequence[int], scope: CacheScope = DEFAULT_SCOPE) -> CacheReport:
+        """What of a prompt would be reused now. Changes nothing, counts nothing."""
+        self.scheduler.tick()
+        return self.kv.probe(_token_ids(prompt_ids), scope)
+
+    def cache_page(self, first_block: int = 1, limit: int = 1000, state: str = "") -> CachePage:
+        """Some blocks in the order of their ids. Raises InvalidRequest: there is no such state."""
+        self.scheduler.tick()
+        return self._showcase.page(self.scheduler.running, first_block, limit, state)
+
+    def cache_block(self, block_id: int) -> BlockDetail | None:
+        """One block and its tokens; None where the pool has no such block."""
+        self.scheduler.tick()
+        return self._showcase.block(self.scheduler.running, block_id)
+
+    def reset_prefix_cache(self) -> int:
+        """Forgets all cached prefixes; running requests are not disturbed. Returns the blocks emptied."""
+        self.scheduler.tick()
+        emptied = self.kv.pool.num_idle
         self.kv.reset_prefix_cache()
+        return emptied
+
+    def watch(self, on: bool) -> None:
+        """From now on, or no longer, remembers which blocks change, for `frame`."""
+        self.kv.pool.facts.dirty = set() if on else None
+
+    @property
+    def pool_changed(self) -> bool:
+        """Whether blocks changed since the last frame."""
+        return bool(self.kv.pool.facts.dirty)
+
+    def frame(self, full: bool) -> PoolFrame:
+        """All blocks, or those that changed since the frame before; and what the requests do."""
+        self.scheduler.tick()
+        return self.kv.pool.facts.frame(full, *self.scheduler.lanes())
 
     def check(self) -> None:
         """The full audit of blocks and rows, in time proportional to the pool: for tests and idle times.

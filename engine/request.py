@@ -18,6 +18,7 @@ One rule instead of two phases: each step gives tokens until `computed == known`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum, auto, unique
 
 from engine.types import SamplingParams, TokenLogprob
@@ -31,6 +32,17 @@ class Status(Enum):
     WAITING = auto()
     RUNNING = auto()
     FINISHED = auto()
+
+
+@dataclass(slots=True)
+class Account:
+    """What one tenant's requests came to; all of them hold it. `live`: choices that have not ended."""
+
+    live: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    hit_tokens: int = 0
+    generated_tokens: int = 0
 
 
 class BlockKey:
@@ -71,6 +83,7 @@ class Request:
         preemptions: also its epoch: results of steps planned in an earlier epoch are dropped.
         lost_tokens: what the last preemption took from it.
         scope: on whose account its blocks are, and with whom they are shared.
+        account: its tenant's, from its arrival at the scheduler on.
         number: its id as an unsigned 32-bit number, for columns of numbers; 0 where the id is none.
         explain: its caller wants to know what was reused. `report` says it, until it is handed over.
         arrival_s, admitted_s, first_token_s: by the engine's clock. Only the choice that was in the queue
@@ -84,9 +97,9 @@ class Request:
     """
 
     __slots__ = (
-        "admitted_s", "arrival_s", "block_ids", "block_keys", "cached_tokens", "compute_limit", "computed",
-        "confirmed", "copy_source", "explain", "first_token_s", "followers", "in_flight", "index",
-        "lost_tokens", "max_output", "num_published", "number", "order", "params", "preemptions",
+        "account", "admitted_s", "arrival_s", "block_ids", "block_keys", "cached_tokens", "compute_limit",
+        "computed", "confirmed", "copy_source", "explain", "first_token_s", "followers", "in_flight",
+        "index", "lost_tokens", "max_output", "num_published", "number", "order", "params", "preemptions",
         "prompt_len", "prompt_logprobs", "report", "request_id", "row", "scope", "seed", "started", "status",
         "stop_ids", "token_ids",
     )  # fmt: skip
@@ -101,7 +114,6 @@ class Request:
         seed: int = 0,
         scope: CacheScope = DEFAULT_SCOPE,
         explain: bool = False,
-        arrival_s: float = 0.0,
     ) -> None:
         self.request_id = request_id
         self.number = _number(request_id)
@@ -131,7 +143,8 @@ class Request:
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if collects else None
         self.preemptions = 0
         self.lost_tokens = 0
-        self.arrival_s = arrival_s
+        self.account: Account
+        self.arrival_s = 0.0
         self.admitted_s: float | None = None
         self.first_token_s: float | None = None
 

@@ -48,7 +48,7 @@ class BlockFacts:
         self.dirty: set[int] | None = None
         self._tenant_index: dict[str, int] = {}
         self._frames = 0
-        self.tenant("default")
+        self.tenant("")  # nobody: what a free block shows
 
     def tenant(self, name: str) -> int:
         """The tenant's index in `tenant_names`, `in_use` and `cached`."""

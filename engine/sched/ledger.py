@@ -1,35 +1,23 @@
-"""Every submitted choice from its arrival to its one terminal output, and what was counted on the way.
+"""Every submitted choice from its arrival to its one terminal output.
 
-It knows who lives and what was said of whom; nothing of steps, rows or blocks.
+It knows who lives and what was said of whom, and has it counted; nothing of steps, rows or blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from engine.request import Request
+from engine.sched.tally import Tally
 from engine.types import FinishReason, TokenLogprob, TokenOutput
-
-
-@dataclass(slots=True)
-class Counters:
-    """They only grow. Requests finished are counted by choice."""
-
-    preemptions: int = 0
-    recomputed_tokens: int = 0
-    prefix_query_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    finished: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in FinishReason})
+from engine.views import CacheReport
 
 
 class Ledger:
-    """The live choices by request id, the outputs not yet taken, and the counters."""
+    """The live choices by request id, and the outputs not yet taken."""
 
-    def __init__(self) -> None:
-        self.counters = Counters()
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
         self.num_live = 0
         self._choices: dict[str, list[Request]] = {}
         self._outputs: list[TokenOutput] = []
@@ -45,6 +33,7 @@ class Ledger:
         choices = [leader, *leader.followers]
         self._choices[leader.request_id] = choices
         self.num_live += len(choices)
+        self._tally.arrived(leader)
 
     def choices(self, request_id: str) -> list[Request]:
         """The live choices of a request, the one that computes the prompt first; empty for unknown ids."""
@@ -56,7 +45,10 @@ class Ledger:
 
     def token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
         """Says that the choice goes on with a token."""
-        self.counters.generated_tokens += 1
+        request.account.generated_tokens += 1
+        first = request.first_token_s is None
+        if first:
+            self._tally.first_token(request)
         self._outputs.append(
             TokenOutput(
                 request.request_id,
@@ -67,6 +59,9 @@ class Ledger:
                 logprob,
                 request.cached_tokens,
                 None if request.prompt_logprobs is None else _hand_over(request),
+                None,
+                None if request.report is None else _hand_over_report(request),
+                _queued_s(request) if first else None,
             )
         )
 
@@ -86,8 +81,11 @@ class Ledger:
         if not choices:
             del self._choices[request.request_id]
         self.num_live -= 1
-        self.counters.finished[reason.value] += 1
-        self.counters.generated_tokens += token_id is not None
+        if token_id is not None:
+            request.account.generated_tokens += 1
+            if request.first_token_s is None:
+                self._tally.first_token(request)
+        self._tally.ended(request, reason)
         prompt_logprobs = _hand_over(request) if error is None and reason is not FinishReason.ABORT else None
         self._outputs.append(
             TokenOutput(
@@ -100,6 +98,8 @@ class Ledger:
                 request.cached_tokens,
                 prompt_logprobs,
                 error,
+                _hand_over_report(request),
+                _queued_s(request),
             )
         )
 
@@ -112,3 +112,14 @@ def _hand_over(request: Request) -> tuple[TokenLogprob | None, ...] | None:
     """The prompt's logprobs leave with the first output that follows them."""
     collected, request.prompt_logprobs = request.prompt_logprobs, None
     return None if collected is None else tuple(collected)
+
+
+def _hand_over_report(request: Request) -> CacheReport | None:
+    """The report leaves with the choice's first output."""
+    report, request.report = request.report, None
+    return report
+
+
+def _queued_s(request: Request) -> float | None:
+    """From arrival to first admission; only the choice that computed the prompt was in the queue."""
+    return None if request.admitted_s is None else request.admitted_s - request.arrival_s

@@ -53,6 +53,7 @@ class Roster:
         for follower in leader.followers:
             self._kv.fork(leader, follower)
             follower.cached_tokens = leader.cached_tokens
+            follower.report = leader.report
             follower.status = Status.RUNNING
             insort(self.running, follower, key=_age)
         leader.followers = []

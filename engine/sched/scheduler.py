@@ -16,7 +16,9 @@ reaches another one or a later life of the same one.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
+from collections.abc import Callable
 
 from engine.config import SchedulerConfig
 from engine.errors import InvalidRequest, Overloaded
@@ -25,12 +27,15 @@ from engine.kv.page_table import blocks_for
 from engine.plan import SequencePlan, StepPlan, StepResult
 from engine.request import Request, Status
 from engine.sched.draft import Planned, StepDraft
-from engine.sched.ledger import Counters, Ledger
+from engine.sched.ledger import Ledger
 from engine.sched.limits import RequestLimits
 from engine.sched.queue import FcfsQueue, QueuePolicy
 from engine.sched.roster import Roster, expendable
+from engine.sched.show import lanes
 from engine.sched.stopping import StopRules
+from engine.sched.tally import Tally
 from engine.types import FinishReason, TokenLogprob, TokenOutput
+from engine.views import Lane
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +57,10 @@ class Scheduler:
         limits: refuses what can never work.
         stops: when a choice ends by itself.
         queue: the order of admission.
+        clock: for what is told of requests; nothing is decided by it.
+
+    Attributes:
+        tally: what was counted and timed.
     """
 
     def __init__(
@@ -61,14 +70,16 @@ class Scheduler:
         limits: RequestLimits,
         stops: StopRules,
         queue: QueuePolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.steps = 0
+        self.tally = Tally(clock)
         self.kv = kv
         self.roster = Roster(config.max_num_seqs, kv, FcfsQueue() if queue is None else queue)
         self._config = config
         self._limits = limits
         self._stops = stops
-        self._ledger = Ledger()
+        self._ledger = Ledger(self.tally)
         self._arrivals = 0
         self._in_flight: deque[tuple[StepPlan, list[Planned]]] = deque()
 
@@ -88,9 +99,13 @@ class Scheduler:
         """Choices not running yet, or not any more."""
         return self._ledger.num_live - len(self.roster.running)
 
-    @property
-    def counters(self) -> Counters:
-        return self._ledger.counters
+    def choices(self) -> list[Request]:
+        """All live choices."""
+        return list(self._ledger.all_choices())
+
+    def lanes(self) -> tuple[tuple[Lane, ...], int]:
+        """What the choices do, for somebody who looks on; and how many more there are."""
+        return lanes(self.roster.running, self.roster.waiting, self._ledger.num_live, self.tally.now_s)
 
     def add(self, leader: Request) -> None:
         """Queues a request: its first choice, the others as its followers.
@@ -102,16 +117,18 @@ class Scheduler:
         if leader.request_id in self._ledger:
             raise InvalidRequest("A request with this id is already being served.", "request_id")
         max_output = self._limits.max_output(leader.token_ids, leader.params)
-        waiting = self.roster.waiting
-        if len(waiting) >= self._config.max_queued_requests:
-            raise Overloaded(f"{len(waiting)} requests are already waiting.", RETRY_AFTER_S)
+        # The rule of the client, who asks first. A stricter one here would break requests that it let in.
+        live, most = self._ledger.num_live, self._config.max_num_seqs + self._config.max_queued_requests
+        if live + 1 + len(leader.followers) > most:
+            raise Overloaded(f"{live} sequences are running or queued, {most} are allowed.", RETRY_AFTER_S)
         stop_ids = self._stops.stop_ids(leader.params)
         for choice in (leader, *leader.followers):
             choice.set_limits(max_output, stop_ids)
             choice.order = self._arrivals
             self._arrivals += 1
+        self.tick()
         self._ledger.enter(leader)
-        waiting.push(leader)
+        self.roster.waiting.push(leader)
         if max_output == 0:
             self._end_without_output(leader)
 
@@ -133,14 +150,19 @@ class Scheduler:
 
     def check(self) -> None:
         """Verifies the KV cache's conservation law and the rows. Raises AssertionError: our own bug."""
-        choices = list(self._ledger.all_choices())
+        choices = self.choices()
         self.kv.check(choices)
         self.roster.check(choices)
+
+    def tick(self) -> None:
+        """Whatever happens until the next tick happens now."""
+        self.kv.tick(self.tally.tick())
 
     # ---- one step
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step and counts it as done; None where there is nothing to compute now."""
+        self.tick()
         draft = StepDraft(self._config.max_num_batched_tokens)
         longer = self._plan_singles(draft)
         owed_blocks = self._plan_longer(longer, draft)
@@ -153,6 +175,7 @@ class Scheduler:
         Returns:
             Everything said since outputs were last taken.
         """
+        self.tick()
         launched, planned = self._in_flight.popleft()
         if launched is not plan or len(result.token_ids) != sum(p.sequence.samples for p in planned):
             raise AssertionError(f"step {launched.step}: the result belongs to another plan")
@@ -217,8 +240,8 @@ class Scheduler:
                 hit = self.kv.match(request)
                 if not self._has_room(request, hit, draft.budget.left, owed_blocks):
                     return
+                self._account(request, hit)
                 self.roster.begin(request, hit)
-                self._count_admission(request, hit)
             except Exception:
                 self._fault(request)
                 continue
@@ -276,6 +299,7 @@ class Scheduler:
             if part.request.followers and part.request.computed >= part.request.prompt_len:
                 self.roster.fork(part.request)
         self.steps += 1
+        self.tally.launched(self._config.max_num_batched_tokens - draft.budget.left, len(planned))
         sequences = tuple([part.sequence for part in planned])
         plan = StepPlan(self.steps, sequences, tuple(draft.starts.values()), tuple(copies))
         self._in_flight.append((plan, planned))
@@ -337,25 +361,29 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.roster.preempt(request)
-        self.counters.preemptions += 1
+        self.tally.preemptions += 1
 
     def _end_without_output(self, leader: Request) -> None:
         """max_tokens 0: without prompt logprobs to collect there is nothing to do."""
+        if leader.explain:
+            report = self.kv.explain(leader, self.kv.match(leader))
+            for choice in (leader, *leader.followers):
+                choice.report = report
         for follower in tuple(leader.followers):
             self._end(follower, FinishReason.LENGTH)
         if leader.prompt_logprobs is None:
             self._end(leader, FinishReason.LENGTH)
 
-    def _count_admission(self, request: Request, hit: PrefixHit) -> None:
-        counters = self.counters
+    def _account(self, request: Request, hit: PrefixHit) -> None:
+        """Counts what is about to be admitted, and explains it while it is as it was found."""
         if request.preemptions:
-            counters.recomputed_tokens += max(request.lost_tokens - hit.tokens, 0)
+            self.tally.readmitted(request, hit.tokens)
             return
+        report = self.kv.account(request, hit)
+        if request.explain:
+            request.report = report
         request.cached_tokens = hit.tokens
-        counters.prompt_tokens += request.prompt_len
-        if self.kv.reads_prefix(request):
-            counters.prefix_query_tokens += request.prompt_len
-            counters.prefix_hit_tokens += hit.tokens
+        self.tally.admitted(request, hit.tokens)
 
 
 def _is_current(part: Planned) -> bool:

@@ -8,8 +8,9 @@ import pytest
 
 from engine.core import EngineCore, choice_seed
 from engine.errors import InvalidRequest
-from engine.types import EngineSnapshot, FinishReason, SamplingParams, TokenOutput
-from engine.views import CacheScope
+from engine.stats import BUCKETS
+from engine.types import FinishReason, SamplingParams, TokenOutput
+from engine.views import CacheScope, EvictionCause, MissReason
 from tests.helpers.fake_executor import FakeExecutor, draw, expected_choice, make_config
 
 STEADY = SamplingParams(seed=1, max_tokens=6, ignore_eos=True)
@@ -142,12 +143,12 @@ class TestExecutorFailure:
 class TestSnapshot:
     def test_an_idle_engine_says_so(self) -> None:
         core, _ = make(num_blocks=9)
-        assert core.snapshot() == EngineSnapshot(
-            blocks_total=8,
-            blocks_free=8,
-            evicted_blocks={"capacity": 0},
-            requests_finished={"stop": 0, "length": 0, "abort": 0, "error": 0},
-        )
+        now = core.snapshot()
+        assert (now.blocks_total, now.blocks_free, now.running, now.waiting) == (8, 8, 0, 0)
+        assert now.requests_finished == {"stop": 0, "length": 0, "abort": 0, "error": 0}
+        assert set(now.evicted_blocks) == set(EvictionCause) and set(now.misses) == set(MissReason)
+        assert set(now.histograms) == set(BUCKETS)
+        assert not any(sum(histogram.counts) for histogram in now.histograms.values())
         assert core.step() == [] and not core.has_work
 
     def test_it_counts_what_happened(self) -> None:
