@@ -385,13 +385,25 @@ def executor_result(executor: FakeExecutor, plan: StepPlan) -> Handle:
 
 class TestQueue:
     def test_a_full_queue_refuses(self) -> None:
-        core, _ = make(max_queued_requests=1)
-        core.add("a", [2], STEADY)
+        core, _ = make(max_num_seqs=2, max_queued_requests=1)
+        for name in "abc":  # all at once: nothing has run yet
+            core.add(name, [2], STEADY)
         with pytest.raises(Overloaded) as caught:
-            core.add("b", [2], STEADY)
+            core.add("d", [2], STEADY)
         assert caught.value.retry_after_s > 0
         core.step()
-        core.add("b", [2], STEADY)
+        with pytest.raises(Overloaded):
+            core.add("d", [2], STEADY)
+        core.abort("a")
+        core.add("d", [2], STEADY)
+        finish(core)
+
+    def test_a_pool_that_is_short_refuses_nobody_the_queue_has_room_for(self) -> None:
+        core, _ = make(max_num_seqs=4, max_queued_requests=1, num_blocks=4)
+        for name in "abcde":
+            core.add(name, [2, 3, 4, 5], STEADY)
+            core.step()
+        assert core.scheduler.num_waiting > 1
         finish(core)
 
     def test_an_id_may_be_used_again_only_after_its_end(self) -> None:
