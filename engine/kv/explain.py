@@ -1,8 +1,8 @@
 """Why the reuse of a prompt ended where it did. It reads what the cache knows and changes none of it.
 
-The answer is about one block: the first that was not reused. Only the caller's own tenant's tokens are ever
-shown, and of other tenants' blocks nothing is said but what the caller could find out by asking with the
-same salt.
+The answer is about one block: the first that was not reused. A prompt is compared token by token with the
+caller's own tenant's blocks only: whoever could do that with a stranger's could guess his text, one token
+after the other. Where tenants share blocks, a full block of a stranger is said to be there, or to have been.
 """
 
 from __future__ import annotations
@@ -85,33 +85,36 @@ class Explainer:
         return bool(self._prefix.tree.salts(request.scope.tenant, tokens) - {request.salt})
 
     def _diverged(self, request: Request, key: BlockKey, start: int) -> CacheReport | None:
-        """The cached block of the same place that agrees with the prompt for longest, if any does: a first
-        block must share a token at least. Where nobody asked, any such block will do."""
+        """The tenant's cached block of the same place that agrees with the prompt for longest, if any does:
+        a first block must share a token at least. Where nobody asked, any such block will do. Of strangers'
+        blocks it is said that there are some, not where they differ."""
         tree, size = self._prefix.tree, 4 * self._size
         own = key.content[-size:]
-        longest, nearest, theirs = 0 if start == 0 else -1, 0, b""
+        longest, nearest, strangers = 0 if start == 0 else -1, b"", False
         for block_id in islice(tree.children(tree.place(key)), MAX_SIBLINGS):
             content = self._prefix.content_of(block_id)
-            if content.startswith(own[: 4 * longest + 4], len(content) - size):
-                nearest, theirs = block_id, content[-size:]
-                longest = common_tokens(own, theirs)
-                if not request.explain:
-                    break
-        if not nearest:
-            return None
-        cached: tuple[int, ...] = ()
-        first = 0
-        if self._prefix.tenant_of(nearest) == request.scope.tenant:
+            if not content.startswith(own[: 4 * longest + 4], len(content) - size):
+                continue
+            if self._prefix.tenant_of(block_id) != request.scope.tenant:
+                strangers = True
+                continue
+            nearest = content[-size:]
+            longest = common_tokens(own, nearest)
+            if not request.explain:
+                break
+        if nearest:
             first = max(longest - TOKENS_BEFORE, 0)
-            cached = tuple(array("I", theirs)[first : longest + TOKENS_AFTER])
-        return CacheReport(
-            request.prompt_len,
-            start,
-            MissReason.DIVERGED,
-            start + longest,
-            cached_ids=cached,
-            context_start=start + first if cached else 0,
-        )
+            return CacheReport(
+                request.prompt_len,
+                start,
+                MissReason.DIVERGED,
+                start + longest,
+                cached_ids=tuple(array("I", nearest)[first : longest + TOKENS_AFTER]),
+                context_start=start + first,
+            )
+        if strangers and start:
+            return CacheReport(request.prompt_len, start, MissReason.DIVERGED, start)
+        return None
 
 
 def common_tokens(one: bytes, other: bytes) -> int:

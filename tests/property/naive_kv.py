@@ -115,26 +115,28 @@ class NaiveKV:
         )
 
     def _diverged(self, tokens: list[int], scope: CacheScope, start: int) -> CacheReport | None:
-        """The longest agreement with anything cached of the same place; of equal ones the latest counts."""
-        end, best, nearest = start + self.size, start if start else 1, None
+        """The longest agreement with anything of the tenant's in the same place; of equal ones the latest
+        counts. Of strangers' it is only said that there are some."""
+        end, best, nearest, strangers = start + self.size, start if start else 1, None, False
         for salt, text in reversed(self.published):
             if salt == scope.salt and len(text) == end and text[:start] == tuple(tokens[:start]):
                 common = next(i for i in range(end) if text[i] != tokens[i])
-                if common >= best:
+                if self.tenants[salt, text] != scope.tenant:
+                    strangers = True
+                elif common >= best:
                     best, nearest = common + 1, text
-        if nearest is None:
-            return None
         at_token = best - 1
-        shown = self.tenants[scope.salt, nearest] == scope.tenant
-        first = max(at_token - 8, start)
-        return CacheReport(
-            len(tokens),
-            start,
-            MissReason.DIVERGED,
-            at_token,
-            cached_ids=nearest[first : at_token + 16] if shown else (),
-            context_start=first if shown else 0,
-        )
+        if nearest is not None:
+            first = max(at_token - 8, start)
+            return CacheReport(
+                len(tokens),
+                start,
+                MissReason.DIVERGED,
+                at_token,
+                cached_ids=nearest[first : at_token + 16],
+                context_start=first,
+            )
+        return CacheReport(len(tokens), start, MissReason.DIVERGED, start) if strangers and start else None
 
     # ---- what happens
 

@@ -141,6 +141,8 @@ class TestReasons:
         kv.commit(leader)
         finish(kv, leader)
         kv.reserve(follower, 8)
+        assert ask(kv, [*range(8), 9]).reason is MissReason.IN_PROGRESS, "it will be published again"
+        finish(kv, follower)
         report = ask(kv, [*range(8), 9])
         assert report.reason is MissReason.EVICTED and report.at_token == 4
         assert report.eviction_cause is EvictionCause.RECLAIMED
@@ -188,12 +190,15 @@ class TestReasons:
         assert report.at_token == 20 and report.context_start == 12
         assert report.cached_ids == tuple(range(12, 36))
 
-    def test_tokens_computed_for_another_tenant_are_not_shown(self) -> None:
+    def test_a_strangers_tokens_are_neither_shown_nor_compared(self) -> None:
         kv = make_kv()
         theirs = CacheScope("theirs", OURS.salt)  # of our group: blocks are shared
         cache(kv, [1, 2, 3, 4, 5, 6, 7, 8], theirs)
         report = ask(kv, [1, 2, 3, 4, 5, 9, 9, 9, 9])
-        assert report == CacheReport(9, 4, MissReason.DIVERGED, 5)
+        assert report == CacheReport(9, 4, MissReason.DIVERGED, 4), "not at token 5: that would be a guess"
+        assert ask(kv, [1, 2, 3, 90, 91]).reason is MissReason.NEVER_SEEN
+        cache(kv, [1, 2, 3, 4, 90, 91, 92, 93])
+        assert ask(kv, [1, 2, 3, 4, 5, 9, 9, 9, 9]).cached_ids == (90, 91, 92, 93), "his agrees for longer"
 
     def test_another_salt_of_the_same_tenant(self) -> None:
         kv = make_kv()
