@@ -184,7 +184,7 @@ function readCursor(id) {
 async function blockText(id) {
   try {
     const { text } = await ask(`v1/cache/blocks/${id}`);
-    return text?.replace(/\s+/g, " ").trim();
+    return text?.replace(/<\|[^|>]*\|>/g, " · ").replace(/\s+/g, " ").trim();
   } catch {
     return undefined;
   }

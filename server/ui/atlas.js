@@ -8,8 +8,8 @@ import { CACHED, FREE, SHARED } from "./pool.js";
 import { mix, palette } from "./palette.js";
 
 const FLASH_MS = 700;
-const LARGEST_CELL = 24; // CSS pixels, at the zoom that shows everything
-const LARGEST_ZOOMED = 40;
+const LARGEST_CELL = 38; // CSS pixels, at the zoom that shows everything
+const LARGEST_ZOOMED = 48;
 const GAPS_FROM = 4; // device pixels: smaller cells touch
 const OLDEST_S = 600; // the end of the age scale
 const MOST_LINKS = 4000; // drawn of one chain

@@ -8,6 +8,7 @@ import { $, el, setText } from "./dom.js";
 import { variable } from "./palette.js";
 
 const WINDOW_S = 900;
+const SHORTEST_S = 60; // a server that has just started
 const MOST = 460;
 const HEIGHT = 150;
 const FONT = "11px system-ui, sans-serif";
@@ -80,15 +81,17 @@ export class Charts {
     this.#sentence();
     if (this.missing) return;
     const now = this.samples.at(-1)?.t ?? Date.now() / 1000;
+    const from = Math.max(now - WINDOW_S, Math.min(this.samples[0]?.t ?? now, now - SHORTEST_S));
     const times = this.samples.map((sample) => sample.t);
     CHARTS.forEach((chart, at) => {
       const plot = this.plots[at];
       plot.batch(() => {
         plot.setData([times, ...columns(chart, this.samples)], false);
-        plot.setScale("x", { min: now - WINDOW_S, max: now });
+        plot.setScale("x", { min: from, max: now });
         if (!chart.log) plot.setScale("y", { min: 0, max: top(chart, plot.data) });
         else plot.setScale("y", logRange(plot.data));
       });
+      newest(plot);
     });
   }
 
@@ -110,6 +113,11 @@ export class Charts {
     const width = $(id).clientWidth;
     if (plot && width && plot.width !== width) plot.setSize({ width, height: HEIGHT });
   }
+}
+
+/** While nobody points at a moment, the legend tells of the last one. */
+function newest(plot) {
+  if (plot.cursor.left == null || plot.cursor.left < 0) plot.setLegend({ idx: plot.data[0].length - 1 }, false);
 }
 
 const empty = (chart) => [[], ...chart.lines.map(() => [])];
@@ -150,10 +158,11 @@ function logRange(data) {
 function axes(format, log) {
   const common = { stroke: variable("--dim"), font: FONT, grid: { stroke: variable("--rule"), width: 1 }, ticks: { show: false } };
   const values = (_, marks) => marks.map((mark) => (mark == null ? "" : format(mark)));
-  return [{ ...common, size: 26, space: 60, values: (_, marks) => marks.map(clock) }, { ...common, size: 52, space: 28, values, ...(log ? { splits: decades } : {}) }];
+  return [{ ...common, size: 26, space: 60, values: (plot, marks) => marks.map(clock(plot.scales.x.max - plot.scales.x.min)) }, { ...common, size: 52, space: 28, values, ...(log ? { splits: decades } : {}) }];
 }
 
-const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+const clock = (range) => (seconds) =>
+  new Date(seconds * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit", second: range < 300 ? "2-digit" : undefined });
 
 /** 0.001, 0.01, ...: what is between is read at the pointer. */
 function decades(plot, axis, low, high) {
@@ -176,6 +185,7 @@ function options(chart) {
     width, height: HEIGHT, padding: [8, 10, 0, 0],
     cursor: { sync: { key: "time", setSeries: false }, drag: { x: false, y: false } },
     legend: { live: true },
+    hooks: { setCursor: [newest] },
     scales: { x: { time: true, auto: false }, y: { auto: false, distr: chart.log ? 3 : 1 } },
     axes: axes(chart.format, chart.log),
     series: [{ label: "at", value: (_, raw) => (raw == null ? "–" : new Date(raw * 1000).toLocaleTimeString("en-GB")) }, ...(chart.stacked ? lines.reverse() : lines)],

@@ -3,7 +3,7 @@
 import { count, duration, plural, shortId } from "./format.js";
 import { $, el, keyed, setText } from "./dom.js";
 
-const GLOW_MS = 2500;
+const GLOW_MS = 1600;
 const MOST = 40;
 const PARTS = ["reused", "computed", "todo", "output"];
 

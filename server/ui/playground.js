@@ -12,6 +12,8 @@ export class Playground {
     this.on = on;
     this.turns = []; // {role, content, node}
     this.running = null;
+    this.following = true;
+    $("talk").addEventListener("scroll", ({ target }) => (this.following = target.scrollHeight - target.scrollTop - target.clientHeight < 40));
     $("ask").addEventListener("submit", (event) => (event.preventDefault(), this.say()));
     $("prompt").addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -85,6 +87,7 @@ export class Playground {
     if (usage && first && usage.completion_tokens > 1) parts.push(`${((usage.completion_tokens - 1) / Math.max(0.001, (performance.now() - first) / 1000)).toFixed(0)} tokens/s`);
     if (reason === "length") parts.push("cut at max. tokens");
     setText(answer.meta, parts.join(" · "));
+    this.#toEnd();
     if (!report && usage?.prompt_tokens_details) this.#report({ prompt_tokens: usage.prompt_tokens, reused_tokens: usage.prompt_tokens_details.cached_tokens ?? 0 }, answer);
   }
 
@@ -161,8 +164,8 @@ export class Playground {
 
   /** Follows the text as long as the reader has not scrolled up. */
   #toEnd(always = false) {
-    const talk = $("talk");
-    if (always || talk.scrollHeight - talk.scrollTop - talk.clientHeight < 80) talk.scrollTop = talk.scrollHeight;
+    if (always) this.following = true;
+    if (this.following) $("talk").scrollTop = $("talk").scrollHeight;
   }
 
   #busy(controller) {
@@ -178,8 +181,8 @@ function explain(report, system = null) {
   const share = report.prompt_tokens ? report.reused_tokens / report.prompt_tokens : 0;
   const meter = el("div.meter", { "aria-hidden": "true" }, el("i"));
   meter.firstChild.style.width = `${share * 100}%`;
-  const node = el("div.why", {}, meter,
-    el("p", {}, el("b", {}, `${count(report.reused_tokens)} of ${count(report.prompt_tokens)} prompt tokens reused (${percent(share)}). `), report.message ?? ""));
+  const node = el("div.why", {}, report.messages ? null : meter, // else each message has its own
+    el("p", {}, el("b", {}, `${percent(share)} reused. `), report.message ?? `${count(report.reused_tokens)} of ${count(report.prompt_tokens)} prompt tokens.`));
   node.dataset.reason = report.reason ?? "";
   node.dataset.reused = String(report.reused_tokens);
   if (system) node.append(el("p.dim", {}, `System prompt: ${count(system.reused_tokens)} of ${count(system.tokens)} tokens.`));

@@ -9,6 +9,7 @@ import { CACHED, REUSED, SHARED } from "./pool.js";
 
 const FIRST = 12; // rows per level, before "more"
 const MORE = 50;
+const FEW = 5;
 const EVERY_MS = 1000;
 const TEXT_EVERY_MS = 300;
 
@@ -87,7 +88,7 @@ export class TreePanel {
   constructor(pool, on) {
     Object.assign(this, { pool, on });
     this.sort = "size";
-    this.open = new Set();
+    this.open = new Map(); // id -> whether, where somebody has said so
     this.limits = new Map();
     this.texts = new Map();
     this.stale = false;
@@ -113,7 +114,7 @@ export class TreePanel {
     const tree = (this.tree = build(this.pool, this.blockSize));
     $("tree-empty").hidden = tree.total > 0;
     setText($("tree-about"), tree.total ? `${plural(tree.total, "block")} in ${plural(tree.roots.length, "prefix", "prefixes")}` : "");
-    for (const id of this.open) if (!this.pool.kept[id]) this.open.delete(id);
+    for (const id of this.open.keys()) if (!this.pool.kept[id]) this.open.delete(id);
     for (const id of this.texts.keys()) if (!this.pool.kept[id] || this.pool.event[id] > REUSED) this.texts.delete(id);
     this.largest = Math.max(1, ...tree.roots.slice(0, 50_000).map((id) => tree.weight[id]));
     this.untold = [];
@@ -140,12 +141,12 @@ export class TreePanel {
     return el("li.more", {}, el("button.quiet", { type: "button", onclick: more }));
   }
 
-  #makeRow({ id }) {
+  #makeRow({ id, depth }) {
     const node = el("li");
     const show = () => this.#highlight(id);
     const hide = () => this.on.highlight(null);
     node.parts = {
-      fold: el("button.fold", { type: "button", onclick: () => this.#toggle(id) }),
+      fold: el("button.fold", { type: "button", onclick: () => this.#toggle(id, depth) }),
       used: el("i.in-use"), shared: el("i.shared"), kept: el("i.cached"),
       text: el("span.what"), size: el("span.size"), when: el("span.when.dim"), below: el("ul.branches"),
     };
@@ -165,7 +166,7 @@ export class TreePanel {
     const ids = run(tree, id);
     const forks = children(tree, ids.at(-1));
     const whole = tree.weight[id];
-    const open = this.open.has(id);
+    const open = this.#isOpen(id, depth);
     const width = Math.max(2, (Math.log1p(whole) / Math.log1p(this.largest)) * 100) / whole;
     const inUse = tree.used[id] - tree.shared[id];
     for (const [part, blocks] of [[shared, tree.shared[id]], [used, inUse], [kept, whole - tree.used[id]]]) part.style.width = `${blocks * width}%`;
@@ -200,8 +201,13 @@ export class TreePanel {
     }, TEXT_EVERY_MS);
   }
 
-  #toggle(id) {
-    if (!this.open.delete(id)) this.open.add(id);
+  /** Where there is little, it is shown at once. */
+  #isOpen(id, depth) {
+    return this.open.get(id) ?? (depth === 0 && this.tree.roots.length <= FEW);
+  }
+
+  #toggle(id, depth) {
+    this.open.set(id, !this.#isOpen(id, depth));
     this.render();
   }
 
