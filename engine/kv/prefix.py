@@ -132,8 +132,9 @@ class PrefixCache:
     def children_of(self, block_id: int) -> tuple[int, ...]:
         """The published blocks that go on from a published one, the newest first."""
         key = self._key_of.get(block_id)
-        children = () if key is None else self.tree.children(key.digest)
-        return tuple(child for child in children if self.parent_of(child) == block_id)
+        if key is None or not self.tree.goes_on(key.digest):  # mostly
+            return ()
+        return tuple(child for child in self.tree.children(key.digest) if self.parent_of(child) == block_id)
 
     def entries(self) -> ItemsView[bytes, Entry]:
         return self._entries.items()

@@ -69,6 +69,10 @@ class PrefixTree:
         self._newest.clear()
         self._salts.clear()
 
+    def goes_on(self, place: Place) -> bool:
+        """Whether any block hangs there."""
+        return place in self._newest
+
     def children(self, place: Place) -> Iterator[int]:
         """The blocks that hang there, the newest first."""
         block_id = self._newest.get(place, 0)
