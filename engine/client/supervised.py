@@ -139,7 +139,6 @@ class ProcessClient:
             await process.end(self._limits.stop_patience_s)
             raise
         self._info, self._why_dead = info, None
-        self._snapshot = EngineSnapshot()
         self._heard_s, self._busy_s = time.monotonic(), 0.0
         return info
 

@@ -82,6 +82,7 @@ def _serve(link: Link) -> int:
     loop = EngineLoop(core, link.send)
     pulse.loop = loop
     reader.attach(loop)
+    link.send(frames.Outputs([], core.snapshot()))  # so that nobody ever sees a pool of no blocks
     link.send(frames.Ready(info))
     loop.run()
     return 0

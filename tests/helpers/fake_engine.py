@@ -196,7 +196,13 @@ class FakeCore:
             raise MemoryError
 
     def snapshot(self) -> EngineSnapshot:
-        return EngineSnapshot(steps=self._steps, running=len(self._live), generated_tokens=self._generated)
+        return EngineSnapshot(
+            steps=self._steps,
+            running=len(self._live),
+            generated_tokens=self._generated,
+            blocks_total=INFO.num_blocks - 1,
+            blocks_free=INFO.num_blocks - 1,
+        )
 
     def probe(self, prompt_ids: Sequence[int], scope: CacheScope) -> CacheReport:
         self.questions.append(("probe", tuple(prompt_ids), scope))

@@ -118,6 +118,20 @@ def test_a_request_through_the_process(loop: str) -> None:
     run(test, make(progress=progress), new_loop)
 
 
+def test_the_pool_is_known_before_the_first_request_and_again_after_a_death() -> None:
+    async def test(client: ProcessClient) -> None:
+        pool = client.snapshot().blocks_total
+        assert pool > 0 and client.snapshot().blocks_free == pool
+        await text_of(client.submit("a", list(b"say text"), SamplingParams()))
+        await until(lambda: client.snapshot().steps)
+        assert client.engine_pid is not None
+        os.kill(client.engine_pid, signal.SIGKILL)
+        await until(lambda: client.restarts == 1 and client.health() is None)
+        assert client.snapshot().steps == 0 and client.snapshot().blocks_free == pool
+
+    run(test)
+
+
 def test_faults_stay_with_their_request() -> None:
     async def test(client: ProcessClient) -> None:
         good = client.submit("good", list(b"say fine"), SamplingParams())
