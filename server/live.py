@@ -2,8 +2,8 @@
 
 Knows frames, samples and their form on the wire; does not know how the engine makes them or what the page
 draws. A frame is written once, however many watch. A viewer that reads slowly is not waited for: the client
-drops frames for it and begins again with a full one. A dead engine ends no stream: the next one's hello
-follows.
+drops frames for it and begins again with a full one. A dead engine ends no stream: `engine` says
+so, and the next one's hello follows.
 """
 
 from __future__ import annotations
@@ -191,6 +191,7 @@ class EventFeed(Response):
             finally:
                 await _close(frames)
             # The engine died. The one that follows may have another pool.
+            await write(event("engine", {"up": False}))
             while client.health() is not None:
                 await asyncio.sleep(RETRY_S)
             await asyncio.sleep(RETRY_S)

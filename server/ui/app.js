@@ -46,12 +46,17 @@ const handlers = {
       link("denied", "not offered");
       return notice(`This server does not offer the live view: ${message}`);
     }
-    link("lost", state === "loading" ? "the model is loading…" : "engine restarting…");
+    link("lost", state === "loading" ? "the model is loading…" : "reconnecting…");
     $("link").title = message;
+  },
+
+  engine({ up }) {
+    if (!up) link("lost", "engine restarting…");
   },
 
   hello(data) {
     hello = data;
+    link("live", "live");
     notice("");
     setText($("about"), `${data.model} · ${data.dtype} on ${data.device} · ${data.version}`);
     setText($("play-model"), data.model);

@@ -1,6 +1,6 @@
 // Reads /v1/cache/events away from the page's own thread: connects, splits, decodes, and tries again.
 //
-// Not EventSource: that cannot send a key. Posts {kind: "hello" | "pool" | "sample", data} for the stream's
+// Not EventSource: that cannot send a key. Posts {kind: "hello" | "pool" | "sample" | "engine", data} for the stream's
 // own events and {kind: "state", state, message} for what becomes of the connection.
 
 const FIRST_WAIT_MS = 500;

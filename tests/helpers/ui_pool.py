@@ -1,4 +1,4 @@
-"""A large pool that lives without a model: requests come, share prefixes, decode, end, and push each other out.
+"""A large pool without a model: requests come, share prefixes, decode, end, and push each other out.
 
     python -m tests.helpers.ui_pool [--blocks N] [--churn SHARE] [--seed N] [the flags of `quire serve`]
 
