@@ -1,0 +1,85 @@
+"""The notations one server reads its model's replies with: told from the template, or by the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+from server.parsing.detect import Detected, detect
+from server.parsing.formats import TOOL_FORMATS
+from server.parsing.parser import OutputParser
+from server.parsing.reasoning import REASONING_TAGS, ReasoningSplitter
+from server.parsing.tools import CallOptions
+
+TOOL_CHOICES = ("auto", "none", *TOOL_FORMATS)
+REASONING_CHOICES = ("auto", "none", *REASONING_TAGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Notations:
+    """See the module.
+
+    Attributes:
+        takes_tools: the model's template shows it the tools of a request.
+        tools, reasoning: names of formats; None: not read.
+    """
+
+    takes_tools: bool = False
+    tools: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """Strings that must reach the parser, be they special tokens or not."""
+        of_tools = TOOL_FORMATS[self.tools].markers if self.tools is not None else ()
+        of_reasoning = REASONING_TAGS[self.reasoning] if self.reasoning is not None else ()
+        return frozenset((*of_tools, *of_reasoning))
+
+    def opened_by(self, prompt_tail: str) -> bool:
+        """Whether a prompt with this end has begun the thoughts."""
+        return self.reasoning is not None and prompt_tail.rstrip().endswith(
+            REASONING_TAGS[self.reasoning].open
+        )
+
+    def parser(
+        self, options: CallOptions | None, control: Mapping[str, int], *, opened: bool = False
+    ) -> OutputParser | None:
+        """What reads one choice; None if its text is all content.
+
+        Args:
+            options: None for a request without tools.
+            control: the model's control tokens.
+            opened: the prompt has begun the thoughts.
+        """
+        tools = splitter = end_id = None
+        if options is not None and self.tools is not None:
+            tools = TOOL_FORMATS[self.tools](options)
+        if self.reasoning is not None:
+            tags = REASONING_TAGS[self.reasoning]
+            splitter, end_id = ReasoningSplitter(tags, opened=opened), control.get(tags.close)
+        if tools is None and splitter is None:
+            return None
+        return OutputParser(splitter, tools, end_id)
+
+    def hidden_markers(self, control: Mapping[str, int], special_ids: Set[int]) -> tuple[int, ...]:
+        """The markers that are special tokens, which a reply would not show."""
+        ids = (control[marker] for marker in self.markers if marker in control)
+        return tuple(sorted(token_id for token_id in ids if token_id in special_ids))
+
+
+def choose(
+    templates: Mapping[str, str], tool_parser: str = "auto", reasoning_parser: str = "auto"
+) -> Notations:
+    """The notations for a model with these templates, as the operator said."""
+    found: Detected = detect(templates)
+    return Notations(
+        found.takes_tools,
+        _named(tool_parser, found.tool_format),
+        _named(reasoning_parser, found.reasoning_format),
+    )
+
+
+def _named(choice: str, found: str | None) -> str | None:
+    if choice == "auto":
+        return found
+    return None if choice == "none" else choice
