@@ -98,10 +98,10 @@ def sentence(report: CacheReport, block_size: int) -> str:
             rest = f"what follows from token {at} on is being computed by another request at this moment"
         case MissReason.PROMPT_LOGPROBS:
             return (
-                f"All {_tokens(whole)} are computed, because the prompt's log probabilities were asked for."
+                f"None of {_tokens(whole)} is reused, because the prompt's log probabilities were asked for."
             )
         case MissReason.CACHING_OFF:
-            return f"All {_tokens(whole)} are computed, because this server runs without prefix caching."
+            return f"None of {_tokens(whole)} is reused, because this server runs without prefix caching."
     return f"{head}; {rest}."
 
 

@@ -59,19 +59,19 @@ def find(
     for form in _FORMS:
         shown = [form("".join(piece.split())) for piece in pieces]
         if places is not None and "".join(shown) == places.text:
-            return _spans(messages, contents, list(accumulate(map(len, shown))), places.tokens)
+            return _spans(messages, contents, list(accumulate(map(len, shown))), places)
     return None
 
 
 def _spans(
-    messages: Messages, contents: Sequence[str], ends: Sequence[int], tokens: Sequence[int]
+    messages: Messages, contents: Sequence[str], ends: Sequence[int], places: _Places
 ) -> tuple[MessageSpan, ...]:
-    """From where each piece ends, in visible characters, and which token each of these is in."""
+    """From where each piece ends, in visible characters, and the tokens of each of these."""
     spans, at = [], 0
     for message, content in zip(messages, contents, strict=True):
         start, end = (0, 0)
         if content:
-            start, end = tokens[ends[at]], tokens[ends[at + 1] - 1] + 1
+            start, end = places.first[ends[at]], places.last[ends[at + 1] - 1] + 1
             at += 2
         spans.append(MessageSpan(message["role"], start, end))
     return tuple(spans)
@@ -118,10 +118,11 @@ def _visible(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """A prompt's visible characters, and for each the token that it begins in."""
+    """A prompt's visible characters, and for each the tokens of its first and its last byte."""
 
     text: str
-    tokens: Sequence[int]
+    first: Sequence[int]
+    last: Sequence[int]
 
 
 def _visible_places(ids: Sequence[int], token_bytes: Callable[[int], bytes]) -> _Places | None:
@@ -131,12 +132,19 @@ def _visible_places(ids: Sequence[int], token_bytes: Callable[[int], bytes]) -> 
     except UnicodeDecodeError:
         return None
     starts = list(accumulate(map(len, pieces), initial=0))
-    return _Places(_visible(text), [bisect_right(starts, at) - 1 for at in _byte_places(text)])
+    places = list(_byte_places(text))
+    return _Places(
+        _visible(text),
+        [bisect_right(starts, begin) - 1 for begin, _ in places],
+        [bisect_right(starts, end) - 1 for _, end in places],
+    )
 
 
-def _byte_places(text: str) -> Iterator[int]:
+def _byte_places(text: str) -> Iterator[tuple[int, int]]:
+    """Where each visible character's first and last byte are."""
     at = 0
     for character in text:
+        size = len(character.encode())
         if not character.isspace():
-            yield at
-        at += len(character.encode())
+            yield at, at + size - 1
+        at += size
