@@ -1,10 +1,14 @@
 """The engine's own cost per step: schedule, update and outputs, with an executor that does nothing.
 
 What is measured is what the device must wait for, or hide: a step of R running requests that each decode
-one token. Prompts are computed before the clock starts. A snapshot is taken after each step, as the server
-does.
+one token. Prompts are computed before the clock starts. A snapshot is taken after each step; the server takes
+five a second.
 
-    python -m benchmarks.step_overhead [--json FILE]
+With --watch somebody looks at the pool: blocks that change are remembered, and after every 40 steps (five
+times a second where a step takes 5 ms) they are sent, with what each request does. `watched %` is the engine's
+time that this takes, of a second with five frames.
+
+    python -m benchmarks.step_overhead [--watch] [--json FILE]
 """
 
 from __future__ import annotations
@@ -22,12 +26,15 @@ from benchmarks.machine import commit
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.core import EngineCore
 from engine.plan import StepPlan, StepResult
+from engine.process import frames
 from engine.types import SamplingParams
 
 BLOCK_SIZE = 64
 PROMPT_TOKENS = 512
 GOALS_MS = {1: 0.2, 16: 0.5, 256: 3.0}
 WARM_UP_STEPS = 20
+FRAMES_PER_S = 5
+STEPS_PER_FRAME = 40
 
 
 class _Done(NamedTuple):
@@ -54,6 +61,12 @@ class _Figures(NamedTuple):
     p99_ms: float
     snapshot_ms: float
     goal_ms: float | None
+    frame_ms: float | None = None
+    full_frame_ms: float | None = None
+
+    @property
+    def watched_percent(self) -> float | None:
+        return None if self.frame_ms is None else self.frame_ms * FRAMES_PER_S / 10
 
 
 def _make_core(running: int, steps: int, steps_ahead: int) -> EngineCore:
@@ -70,16 +83,25 @@ def _make_core(running: int, steps: int, steps_ahead: int) -> EngineCore:
     return core
 
 
-def measure(running: int, steps: int, steps_ahead: int) -> _Figures:
+def _send(core: EngineCore, *, full: bool) -> float:
+    """Milliseconds to make one frame of the pool as bytes."""
+    before = time.perf_counter()
+    frames.pack(frames.Pool(core.frame(full)))
+    return (time.perf_counter() - before) * 1e3
+
+
+def measure(running: int, steps: int, steps_ahead: int, *, watch: bool = False) -> _Figures:
     """Times `steps` steps of `running` decoding requests."""
     core = _make_core(running, steps, steps_ahead)
     for _ in range(WARM_UP_STEPS):
         core.step()
     assert len(core.scheduler.running) == running
-    step_s, snapshot_s = [], []
+    step_s, snapshot_s, frame_ms = [], [], []
+    core.watch(watch)
+    full_frame_ms = _send(core, full=True) if watch else None
     gc.collect()
     gc.freeze()
-    for _ in range(steps):
+    for number in range(steps):
         before = time.perf_counter()
         outputs = core.step()
         between = time.perf_counter()
@@ -87,6 +109,8 @@ def measure(running: int, steps: int, steps_ahead: int) -> _Figures:
         snapshot_s.append(time.perf_counter() - between)
         step_s.append(between - before)
         assert len(outputs) == running
+        if watch and number % STEPS_PER_FRAME == STEPS_PER_FRAME - 1:
+            frame_ms.append(_send(core, full=False))
     gc.unfreeze()
     return _Figures(
         running,
@@ -95,6 +119,8 @@ def measure(running: int, steps: int, steps_ahead: int) -> _Figures:
         statistics.quantiles(step_s, n=100)[-1] * 1e3,
         statistics.median(snapshot_s) * 1e3,
         GOALS_MS.get(running),
+        statistics.median(frame_ms) if frame_ms else None,
+        full_frame_ms,
     )
 
 
@@ -102,15 +128,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--running", type=int, nargs="*", default=list(GOALS_MS), help="decoding requests")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--watch", action="store_true", help="somebody looks at the pool")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
-    figures = [measure(n, options.steps, ahead) for ahead in (1, 2) for n in options.running]
-    print(f"{'running':>8} {'ahead':>6} {'median ms':>10} {'p99 ms':>8} {'snapshot ms':>12} {'goal ms':>8}")
+    figures = [
+        measure(n, options.steps, ahead, watch=options.watch) for ahead in (1, 2) for n in options.running
+    ]
+    print(
+        f"{'running':>8} {'ahead':>6} {'median ms':>10} {'p99 ms':>8} {'snapshot ms':>12} {'goal ms':>8}",
+        end="",
+    )
+    print(f" {'frame ms':>9} {'full ms':>8} {'watched %':>10}" if options.watch else "")
     for f in figures:
         print(
             f"{f.running:>8} {f.steps_ahead:>6} {f.median_ms:>10.3f} {f.p99_ms:>8.3f} "
-            f"{f.snapshot_ms:>12.4f} {f.goal_ms if f.goal_ms is not None else '-':>8}"
+            f"{f.snapshot_ms:>12.4f} {f.goal_ms if f.goal_ms is not None else '-':>8}",
+            end="",
         )
+        print(f" {f.frame_ms:>9.3f} {f.full_frame_ms:>8.3f} {f.watched_percent:>10.3f}" if f.frame_ms else "")
     if options.json:
         record = {
             "benchmark": "step_overhead",
