@@ -61,4 +61,6 @@ def duration(seconds: float) -> str:
     """For people: 0.0013 -> "1.3 ms", 0.381 -> "381 ms", 12.34 -> "12.3 s"."""
     if seconds < 0.01:
         return f"{seconds * 1000:.1f} ms"
-    return f"{seconds * 1000:.0f} ms" if seconds < 10 else f"{seconds:.1f} s"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"

@@ -23,6 +23,7 @@ prompt_logger = logging.getLogger("quire.prompt")
 MAX_PROMPT_CHARS = 1000
 MAX_PROMPT_TOKENS = 1000
 _MAX_NUMBERS = 8
+_WORTH_TELLING_S = 0.001
 _HARMLESS_PATH = re.compile(r"[\w/.~:@%+,=-]+", re.ASCII)
 
 
@@ -93,7 +94,7 @@ def _outcome(trail: Trail, generation: Generation) -> str:
         f"{generation.prompt_tokens} prompt tokens ({generation.cached_tokens} cached)",
         f"{generation.completion_tokens} generated",
     ]
-    if timeline.queued_s is not None:
+    if timeline.queued_s is not None and timeline.queued_s >= _WORTH_TELLING_S:
         parts.append(f"queued {duration(timeline.queued_s)}")
     if timeline.first_s is not None:
         parts.append(f"first after {duration(timeline.first_s - trail.started_s)}")

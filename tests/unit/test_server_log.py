@@ -487,7 +487,7 @@ def test_shares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.0013, "1.3 ms"), (0.381, "381 ms"), (12.34, "12.3 s"), (9.9999, "10000 ms")]
+    ("seconds", "text"), [(0.0013, "1.3 ms"), (0.381, "381 ms"), (12.34, "12.3 s"), (1.402, "1.40 s")]
 )
 def test_durations(seconds: float, text: str) -> None:
     assert log.duration(seconds) == text
