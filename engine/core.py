@@ -164,7 +164,7 @@ class EngineCore:
             misses=dict(counts.misses),
             miss_tokens=dict(counts.miss_tokens),
             whatif_hit_tokens=dict(counts.whatif_hit_tokens),
-            ghosts=len(self.kv.ghosts),
+            ghosts=self.kv.num_ghosts,
             preemptions=tally.preemptions,
             recomputed_tokens=tally.recomputed_tokens,
             prompt_tokens=tally.prompt_tokens,

@@ -72,6 +72,11 @@ class KVManager:
     def capacity_tokens(self) -> int:
         return self.pool.num_blocks * self.block_size
 
+    @property
+    def num_ghosts(self) -> int:
+        """Evicted contents that are remembered."""
+        return len(self.ghosts) - self.pool.num_idle
+
     def can_ever_fit(self, tokens: int) -> bool:
         """Whether one request of that many tokens fits the pool when it is alone."""
         return tokens <= self.capacity_tokens

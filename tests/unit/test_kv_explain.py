@@ -292,6 +292,16 @@ class TestCounts:
         kv.reset_prefix_cache()
         assert kv.counts.evicted == {"capacity": 2, "reset": 3, "reclaimed": 0}
         assert kv.counts.evicted["capacity"] == kv.pool.evictions
+        assert kv.num_ghosts == 5
+
+    def test_ghosts_are_what_was_evicted_not_what_is_idle(self) -> None:
+        kv = make_kv(blocks=3)
+        cache(kv, range(12))
+        assert kv.pool.num_idle == 3 and kv.num_ghosts == 0
+        cache(kv, range(50, 58))
+        assert kv.pool.num_idle == 3 and kv.num_ghosts == 2
+        cache(kv, range(12))
+        assert kv.num_ghosts == 2, "two came back, two were lost for them"
 
 
 class TestTree:
