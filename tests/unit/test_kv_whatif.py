@@ -11,11 +11,14 @@ from itertools import accumulate
 import pytest
 
 from engine.config import CacheConfig
-from engine.kv.counts import WHATIF_KEYS
+from engine.core import EngineCore
+from engine.kv.counts import WHATIF_KEYS, CacheCounts
 from engine.kv.manager import KVManager
+from engine.plan import StepPlan, StepResult
 from engine.request import Request, Status
 from engine.types import SamplingParams
 from engine.views import WHATIF_SIZES
+from tests.helpers.fake_executor import make_config
 
 P = 16
 POOL = 320
@@ -137,3 +140,47 @@ def test_the_curve_is_what_a_replay_with_such_a_pool_measures(seed: int, lanes: 
     for key in WHATIF_KEYS:
         assert abs(expected[key] - measured[key]) <= POINTS, f"a pool {key} times the size"
     assert expected["1"] == measured["1"]
+
+
+class AlwaysSeven:
+    """An executor without a model."""
+
+    def forward(self, plan: StepPlan) -> None:
+        pass
+
+    def sample(self, plan: StepPlan) -> AlwaysSeven:
+        self.drawn = [7] * sum(sequence.samples for sequence in plan.sequences)
+        return self
+
+    def result(self) -> StepResult:
+        return StepResult(self.drawn)
+
+
+def serve(trace: list[Turn], blocks: int, steps_between: int) -> CacheCounts:
+    """Serves a trace with a whole engine: one more turn arrives every few steps, whatever the others do."""
+    core = EngineCore(
+        make_config(block_size=P, num_blocks=blocks + 1, max_num_batched_tokens=256, vocab_size=1000),
+        AlwaysSeven(),
+    )
+    for index, turn in enumerate(trace):
+        params = SamplingParams(max_tokens=len(turn.answer), ignore_eos=True)
+        core.add(str(index + 1), turn.prompt, params)
+        for _ in range(steps_between):
+            core.step()
+    while core.has_work:
+        core.step()
+    core.check()
+    return core.kv.counts
+
+
+@pytest.mark.parametrize("steps_between", [2, 6])
+def test_the_curve_holds_where_the_scheduler_decides(steps_between: int) -> None:
+    """Requests queue, prompts are computed in pieces beside others, and pools decide who is admitted when."""
+    trace = make_trace(seed=5, turns=500)
+    counts = serve(trace, POOL, steps_between)
+    for key, size in zip(WHATIF_KEYS, WHATIF_SIZES, strict=True):
+        replayed = serve(trace, int(POOL * size), steps_between)
+        expected = counts.whatif_hit_tokens[key] / counts.prefix_query_tokens
+        measured = replayed.prefix_hit_tokens / replayed.prefix_query_tokens
+        print(f"{key}: {expected:.4f} expected, {measured:.4f} measured")
+        assert abs(expected - measured) <= POINTS, f"a pool {key} times the size"
