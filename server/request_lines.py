@@ -47,6 +47,8 @@ def answered(trail: Trail, trace_id: str = "") -> None:
         fields |= _generation_fields(trail, trail.generation)
         parts.append(_outcome(trail, trail.generation))
         ids += f" {trail.generation.id}"
+        if trail.server_failed:
+            ids += f" (engine: {', '.join(trail.generation.engine_numbers[:_MAX_NUMBERS])})"
     if trace_id:
         fields["trace_id"] = trace_id
     if trail.tenant not in ("", "default"):
