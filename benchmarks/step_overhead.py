@@ -5,8 +5,8 @@ one token. Prompts are computed before the clock starts. A snapshot is taken aft
 five a second.
 
 With --watch somebody looks at the pool: blocks that change are remembered, and after every 40 steps (five
-times a second where a step takes 5 ms) they are sent, with what each request does. `watched %` is the engine's
-time that this takes, of a second with five frames.
+times a second where a step takes 5 ms) they are sent, with what each request does. `watched %` is the time
+that this takes the engine, of a second with five frames.
 
     python -m benchmarks.step_overhead [--watch] [--json FILE]
 """
