@@ -51,7 +51,9 @@ const handlers = {
   },
 
   engine({ up }) {
-    if (!up) link("lost", "engine restarting…");
+    if (up) return;
+    link("lost", "engine restarting…");
+    tree.textsShown = false; // there is nobody to ask
   },
 
   hello(data) {
@@ -112,9 +114,12 @@ function notice(text) {
 
 function denied({ status, message }) {
   $("key-button").hidden = false;
+  if (status === 401 && key.get()) {
+    key.set("");
+    message = "The server does not know that key.";
+  }
   notice(message);
   setText($("key-why"), message);
-  if (status === 401 && key.get()) key.set("");
   if (!$("key-dialog").open) $("key-dialog").showModal();
 }
 
@@ -122,6 +127,7 @@ $("key-button").addEventListener("click", () => {
   setText($("key-why"), "");
   $("key-dialog").showModal();
 });
+$("key-later").addEventListener("click", () => $("key-dialog").close(""));
 $("key-dialog").addEventListener("close", () => {
   const given = $("key-input").value.trim();
   if ($("key-dialog").returnValue === "use") {

@@ -69,7 +69,8 @@ export class Pool {
       if (id === 0 || id > size) continue;
       const before = state[id];
       const after = stateOf(frame.refs[row], frame.kept[row]);
-      event[id] = this.#note(before, after, taken[id] !== frame.taken_ds[row] || owners[id] !== frame.owners[row]);
+      const otherContent = taken[id] !== frame.taken_ds[row] || owners[id] !== frame.owners[row];
+      event[id] = this.#note(before, after, otherContent, idle[id] !== frame.idle_ds[row]);
       counts[before]--;
       counts[after]++;
       state[id] = after;
@@ -85,15 +86,17 @@ export class Pool {
     return ids;
   }
 
-  /** Names the change of one block. A cached block that somebody else holds now was evicted on the way. */
-  #note(before, after, otherContent) {
+  /**
+   * Names the change of one block; much may have happened since the frame before. A cached block with other
+   * content was evicted on the way; one that is idle since another moment was used in between.
+   */
+  #note(before, after, otherContent, otherIdle) {
     const taken = after !== FREE && otherContent;
     if (taken) this.seen.taken++;
     if (before === CACHED && (after === FREE || otherContent)) return this.seen.evicted++, EVICTED;
     if (taken) return TAKEN;
-    if (before === CACHED && after >= IN_USE) return this.seen.reused++, REUSED;
-    if (before === IN_USE && after === SHARED) return this.seen.reused++, REUSED;
-    return 0;
+    const reused = before === CACHED ? after >= IN_USE || (after === CACHED && otherIdle) : before === IN_USE && after === SHARED;
+    return reused ? (this.seen.reused++, REUSED) : 0;
   }
 
   /** Engine time now, in tenths of a second: frames come only when something changes. */
