@@ -41,7 +41,10 @@ KEYS = ("alpha-key", "beta-key")
 ADMIN_KEY = "admin-key"
 BOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
 RULES = ("rules.yml", "alerts.yml")
+LOAD_S = 15.0
 WINDOW = "10s"  # Grafana would take four scrapes at least
+
+CHECKED = "tests.helpers.checked_engine"  # audits its pool before it says what is in it
 
 # Expressions that may be empty in a healthy run: none are.
 MAY_BE_EMPTY: set[str] = set()
@@ -146,22 +149,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     keys = [word for key in KEYS for word in ("--api-key", key)]
     pool = ["--kv-cache-memory", "8MiB", "--max-num-seqs", "8", "--max-queued-requests", "4"]
     with (
-        serve(tmp_path, *keys, "--admin-key", ADMIN_KEY, *pool) as server,
+        serve(tmp_path, *keys, "--admin-key", ADMIN_KEY, *pool, program=CHECKED) as server,
         prometheus(tmp_path, server.url.removeprefix("http://"), KEYS[0]) as watcher,
     ):
         start_s = time.time()
         books = Books()
         left_early = drive(server, books)
-        wait_until_seen(server, watcher)
-        yield Run(watcher, server, books, left_early, start_s, time.time())
+        watcher.now_s = end_s = wait_until_seen(server, watcher)
+        yield Run(watcher, server, books, left_early, start_s, end_s)
 
 
-def wait_until_seen(server: Server, watcher: Prometheus) -> None:
-    """Until nothing runs, and Prometheus and its rules have seen that, at their next turn after."""
+def wait_until_seen(server: Server, watcher: Prometheus) -> float:
+    """Until nothing runs, and Prometheus and its rules know; returns when the last scrape was."""
     until(lambda: scraped(server)["quire_requests_running"] == 0, 60)
     idle_s = time.time()
-    newest = "timestamp(quire_requests_running == 0)"
-    until(lambda: any(float(s["value"][1]) > idle_s + 2 for s in watcher.at_once(newest)), 60)
+    seen_s = [0.0]
+
+    def seen() -> bool:
+        newest = watcher.at_once("timestamp(quire_requests_running == 0)")
+        seen_s.extend(float(series["value"][1]) for series in newest)
+        return seen_s[-1] > idle_s + 2
+
+    until(seen, 60)
+    return seen_s[-1]
 
 
 def scraped(server: Server) -> dict[str, float]:
@@ -175,7 +185,7 @@ def scraped(server: Server) -> dict[str, float]:
 
 
 def drive(server: Server, books: Books) -> int:
-    """About 20 seconds; returns how many callers left early."""
+    """Some rounds of work, then what goes wrong; returns how many callers left early."""
     with contextlib.ExitStack() as stack:
         identities = (
             *zip(KEYS, ("key-1", "key-2"), strict=True),
@@ -187,15 +197,25 @@ def drive(server: Server, books: Books) -> int:
             stack.enter_context(Caller(server.url, key, tenant, books)) for key, tenant in identities
         )
         callers = (one, two)
-        together([partial(conversations, caller) for caller in callers])
-        together([partial(long_prompts, caller) for caller in callers])
-        together([partial(callers[n % 2].ask, "completions", **long_answer(n)) for n in range(16)])
+        for salt in rounds(LOAD_S):
+            together([partial(conversations, caller, salt) for caller in callers])
+            together([partial(long_prompts, caller) for caller in callers])
+            together([partial(callers[n % 2].ask, "completions", **long_answer(n)) for n in range(16)])
         mistakes(one, nobody, stranger)
         for n in range(4):
             callers[n % 2].leave_early(**long_answer(n))
         assert admin.http.post("/v1/cache/reset").status_code == 200
-        together([partial(conversations, caller) for caller in callers])
+        together([partial(conversations, caller, -1) for caller in callers])
     return 4
+
+
+def rounds(seconds: float) -> Iterator[int]:
+    """At least one; no new one after so long."""
+    end_s = time.monotonic() + seconds
+    for number in itertools.count():
+        yield number
+        if time.monotonic() > end_s:
+            return
 
 
 def together(jobs: list[Callable[[], object]]) -> None:
@@ -222,11 +242,11 @@ def ids(seed: int, count: int) -> list[int]:
     return random.Random(seed).choices(range(300, 2000), k=count)
 
 
-def conversations(caller: Caller) -> None:
+def conversations(caller: Caller, salt: int) -> None:
     """The same beginning, other questions; each conversation goes on for some turns."""
     system = {"role": "system", "content": "You answer questions about the server Quire. " * 12}
     for n in range(4):
-        messages = [system, {"role": "user", "content": f"What does question {n} of {caller.tenant} ask?"}]
+        messages = [system, {"role": "user", "content": f"What is {n} of {caller.tenant}, {salt}?"}]
         for turn in range(3):
             caller.ask("chat", messages=messages, max_tokens=12, temperature=0, stream=turn == 1)
             messages = [

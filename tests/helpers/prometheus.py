@@ -20,7 +20,13 @@ Sample = tuple[float, float]  # seconds, value
 
 
 class Prometheus:
-    """Its HTTP API, as far as the tests ask."""
+    """Its HTTP API, as far as the tests ask.
+
+    Attributes:
+        now_s: the moment that questions are about; None is the present, which moves between two of them.
+    """
+
+    now_s: float | None = None
 
     def __init__(self, port: int) -> None:
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
@@ -32,8 +38,9 @@ class Prometheus:
         return body["data"]
 
     def at_once(self, expr: str) -> list[Any]:
-        """The expression now: a list of series."""
-        return list(self.get("query", query=expr)["result"])
+        """The expression at one moment: a list of series."""
+        moment = {} if self.now_s is None else {"time": self.now_s}
+        return list(self.get("query", query=expr, **moment)["result"])
 
     def over_time(self, expr: str, start_s: float, end_s: float, step_s: float = 1) -> list[Any]:
         data = self.get("query_range", query=expr, start=start_s, end=end_s, step=step_s)

@@ -70,13 +70,13 @@ def until(condition: Any, timeout_s: float, describe: Any = lambda: "") -> None:
 
 
 @contextlib.contextmanager
-def serve(tmp_path: Path, *args: str, ready: bool = True) -> Iterator[Server]:
+def serve(tmp_path: Path, *args: str, ready: bool = True, program: str = "server.cli") -> Iterator[Server]:
     """Starts `quire serve *args`, waits until it is ready, and ends it (by pid) afterwards."""
     port = free_port()
     log = tmp_path / "server.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "server.cli", "serve", *args, "--port", str(port)],
+            [sys.executable, "-m", program, "serve", *args, "--port", str(port)],
             cwd=ROOT,
             stdout=out,
             stderr=subprocess.STDOUT,
