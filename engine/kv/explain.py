@@ -41,8 +41,8 @@ class Explainer:
         length, start = request.prompt_len, reused_blocks * self._size
         left = length - start
 
-        def because(reason: MissReason, at_token: int = start) -> CacheReport:
-            return CacheReport(length, start, reason, at_token)
+        def because(reason: MissReason) -> CacheReport:
+            return CacheReport(length, start, reason, at_token=start)
 
         if left < self._size:
             return because(MissReason.PARTIAL_BLOCK)
@@ -57,10 +57,9 @@ class Explainer:
             return CacheReport(length, start, MissReason.EVICTED, start, age_s, lost[1])
         if reused_blocks == 0 and self._has_other_salt(request, key):
             return because(MissReason.OTHER_SALT)
-        diverged = self._diverged(request, key, start)
-        if diverged is not None:
-            return diverged
-        return CacheReport(length, start, MissReason.NEVER_SEEN, start, memory_full=self._ghosts.overflowed)
+        return self._diverged(request, key, start) or CacheReport(
+            length, start, MissReason.NEVER_SEEN, start, memory_full=self._ghosts.overflowed
+        )
 
     def _is_in_progress(self, request: Request, index: int) -> bool:
         """Whether somebody computes the same block and has not published it yet."""
@@ -75,7 +74,6 @@ class Explainer:
                 and other.salt == request.salt
                 and theirs[start:end] == tokens[start:end]
                 and theirs[:start] == tokens[:start]
-                and other is not request
             ):
                 return True
         return False
