@@ -18,6 +18,7 @@ class Choice:
     params: SamplingParams
     index: int
     max_output: int
+    explain: bool = False
     group: list[Choice] = field(default_factory=list)
     outputs: list[TokenOutput] = field(default_factory=list)
     aborted: bool = False
@@ -44,6 +45,7 @@ class Choice:
         assert not self.ended, f"something was said after the end: {output}"
         before = len(self.token_ids)
         self._check_prompt_logprobs(output)
+        self._check_report(output)
         self.outputs.append(output)
         if output.token_id is not None:
             assert output.token_id == self.expected.token_ids[before], "another token than the text demands"
@@ -67,6 +69,17 @@ class Choice:
         seed = self.params.seed or 0
         group = ((choice_seed(seed, choice.index), len(self.prompt)) for choice in self.group)
         return (choice_seed(seed, self.index), position) in broken or any(pair in broken for pair in group)
+
+    def _check_report(self, output: TokenOutput) -> None:
+        """With the first output, where it was asked for; who ended before he was admitted may have none."""
+        report = output.cache
+        if report is None:
+            assert self.outputs or not self.explain or output.finish_reason in _CUT_SHORT, "not explained"
+            return
+        assert self.explain and not self.outputs, "explained twice, or to somebody who did not ask"
+        assert report.prompt_tokens == len(self.prompt) > report.reused_tokens
+        assert report.reused_tokens <= report.at_token <= len(self.prompt)
+        assert output.token_id is None or report.reused_tokens == output.cached_tokens
 
     def _check_prompt_logprobs(self, output: TokenOutput) -> None:
         if output.prompt_logprobs is not None:

@@ -12,8 +12,10 @@ from engine.core import EngineCore
 from engine.errors import NeverFits
 from engine.request import Request
 from engine.sched.queue import FcfsQueue
-from engine.types import SamplingParams
+from engine.types import EngineSnapshot, SamplingParams
+from engine.views import CacheScope
 from tests.helpers.fake_executor import FakeExecutor, make_config
+from tests.helpers.viewer import Viewer
 from tests.property.choices import Choice
 from tests.property.runs import steps_taken
 
@@ -21,7 +23,9 @@ MAX_LIVE = 8
 MAX_MODEL_LEN = 40
 PROMPTS = [list(prompt) for length in range(1, 15) for prompt in islice(product((2, 3), repeat=length), 6)]
 STOPS = (5, 15, 25, 35, 45)
+SCOPES = [CacheScope("ann"), CacheScope("ann", b"s"), CacheScope("bob", b"s"), CacheScope("bob", b"t")]
 picks = st.integers(0, 59)
+arrivals = st.tuples(st.sampled_from(PROMPTS), st.sampled_from(SCOPES), st.booleans())
 params = st.builds(
     SamplingParams,
     n=st.sampled_from([1, 1, 1, 2, 3]),
@@ -67,6 +71,7 @@ class SchedMachine(RuleBasedStateMachine):
         super().__init__()
         self.choices: dict[tuple[str, int], Choice] = {}
         self.arrivals = 0
+        self.viewer: Viewer | None = None
         self.make({"block_size": 1, "pool_tokens": 8, "lifo": False})
 
     @initialize(options=configs)
@@ -75,7 +80,8 @@ class SchedMachine(RuleBasedStateMachine):
         num_blocks = 1 + -(-options.pop("pool_tokens") // options["block_size"])
         config = make_config(max_model_len=MAX_MODEL_LEN, num_blocks=num_blocks, **options)
         self.executor = FakeExecutor(config)
-        self.core = EngineCore(config, self.executor)
+        self.now_s = 1000.0
+        self.core = EngineCore(config, self.executor, lambda: self.now_s)
         if self.lifo:
             self.core.scheduler.roster.waiting = LifoQueue()
         self.max_num_seqs = config.scheduler.max_num_seqs
@@ -83,20 +89,21 @@ class SchedMachine(RuleBasedStateMachine):
     # ---- rules
 
     @precondition(lambda self: len(self.live()) < MAX_LIVE)
-    @rule(prompt=st.sampled_from(PROMPTS), params=params)
-    def add(self, prompt: list[int], params: SamplingParams) -> None:
-        request_id = f"r{self.arrivals}"
+    @rule(arrival=arrivals, params=params)
+    def add(self, arrival: tuple[list[int], CacheScope, bool], params: SamplingParams) -> None:
+        prompt, scope, explain = arrival
         self.arrivals += 1
+        request_id = str(self.arrivals)
         room = min(MAX_MODEL_LEN, self.core.kv.capacity_tokens) - len(prompt)
         max_output = room if params.max_tokens is None else params.max_tokens
         if params.n > self.max_num_seqs:
             return
         try:
-            self.core.add(request_id, prompt, params)
+            self.core.add(request_id, prompt, params, scope, explain)
         except NeverFits:
             assert max_output > room or room < 1, "refused though it fits"
             return
-        group = [Choice(prompt, params, index, max_output) for index in range(params.n)]
+        group = [Choice(prompt, params, index, max_output, explain) for index in range(params.n)]
         for choice in group:
             choice.group = group
             self.choices[request_id, choice.index] = choice
@@ -132,6 +139,15 @@ class SchedMachine(RuleBasedStateMachine):
             self.core.reset_prefix_cache()
         elif kind == 4:
             self.drain()
+        elif kind == 5:
+            self.look(pick)
+
+    def look(self, pick: int) -> None:
+        """Somebody begins to watch the pool, or the last one goes."""
+        self.viewer = Viewer() if pick % 3 else None
+        self.core.watch(self.viewer is not None)
+        if self.viewer is not None:
+            self.viewer.apply(self.core.frame(True))
 
     def break_logits(self, target: Request, ahead: int) -> None:
         """Some token to come will not be finite."""
@@ -192,6 +208,35 @@ class SchedMachine(RuleBasedStateMachine):
         assert snapshot.running + snapshot.waiting == len(self.requests())
         waiting = [request.order for request in self.core.scheduler.roster.waiting]
         assert self.lifo or waiting == sorted(waiting), "somebody lost his place in the queue"
+        self.tally_adds_up(snapshot)
+        if self.viewer is not None:
+            frame = self.core.frame(False)
+            self.viewer.apply(frame)
+            self.viewer.expect(self.core.kv.pool)
+            assert len(frame.lanes) + frame.lanes_left_out == len(self.requests())
+
+    def tally_adds_up(self, snapshot: EngineSnapshot) -> None:
+        """Tenants are all there is, and what is counted twice is counted alike."""
+        uses = snapshot.tenants.values()
+        assert sum(use.blocks_in_use for use in uses) == snapshot.blocks_in_use
+        assert sum(use.blocks_cached for use in uses) == snapshot.blocks_cached
+        assert sum(use.running for use in uses) == snapshot.running
+        assert sum(use.waiting for use in uses) == snapshot.waiting
+        assert sum(use.hit_tokens for use in uses) == snapshot.prefix_hit_tokens
+        count = {name: sum(data.counts) for name, data in snapshot.histograms.items()}
+        requests = sum(use.requests for use in uses)
+        assert requests == count["queue_s"] == sum(snapshot.misses.values())
+        assert count["prefill_s"] <= requests
+        assert count["hit_ratio"] == snapshot.prefix_queries
+        assert count["block_age_s"] == count["block_idle_s"] == snapshot.evicted_blocks["capacity"]
+        assert count["block_reuse_gap_s"] == snapshot.reused_blocks
+        assert count["step_tokens"] == count["step_sequences"] == snapshot.steps
+        heard = [choice for choice in self.choices.values() if choice.token_ids]
+        ended = sum(choice.outputs[-1].finish_reason is not None for choice in heard)
+        assert count["decode_s"] >= ended
+        if not self.core.has_work:
+            assert count["decode_s"] == ended
+            assert snapshot.generated_tokens == sum(len(choice.token_ids) for choice in heard)
 
     def teardown(self) -> None:
         self.drain()
@@ -212,6 +257,7 @@ class SchedMachine(RuleBasedStateMachine):
         epoch = oldest.preemptions if oldest else 0
         had_work, launched = self.core.has_work, self.executor.steps
         in_flight = len(self.core._in_flight)
+        self.now_s += 0.3
         outputs = self.core.step()
         for output in outputs:
             self.choices[output.request_id, output.index].hear(output, self.executor.broken)
