@@ -8,7 +8,7 @@ INPUTS := pyproject.toml constraints.txt setup.py $(wildcard kernels/native/*.cp
 CHARTS := server/ui/vendor/uPlot.iife.js
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev serve test check lint types layers test-gpu bench builtin-model clean
+.PHONY: help install dev serve test check lint types layers test-gpu bench builtin-model dashboards clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ bench: dev  ## the engine's own cost, the front end, the CPU kernels, the gain o
 
 builtin-model: dev  ## train the built-in demo model again
 	$(BIN)/python -m training.train
+
+dashboards: dev  ## write the Grafana dashboards, and their tables in docs/operations.md, again
+	$(BIN)/python -m deploy.grafana.generate
 
 clean:  ## remove what the verbs above made
 	rm -rf $(VENV) build *.egg-info kernels/native/*.so server/ui/vendor
