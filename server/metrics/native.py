@@ -217,9 +217,10 @@ def _tenants(uses: Mapping[str, TenantUse]) -> Iterator[Metric]:
 
 
 def _config(info: EngineInfo | None, cache_isolation: bool) -> dict[str, str]:
-    names = ("block_size", "num_blocks", "max_model_len", "max_num_seqs", "max_num_batched_tokens")
+    names = ("block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens")
     return {
         **{name: str(getattr(info, name, "")) for name in names},
+        "num_blocks": str(info.num_blocks - 1) if info else "",  # without the padding block, as in the gauges
         "prefix_caching": _switch(info.prefix_caching) if info else "",
         "cache_isolation": _switch(cache_isolation),
     }
