@@ -21,13 +21,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from benchmarks import machine
 
 GOAL_FPS = 30
 CHROMIUM = "/usr/bin/chromium"
-SIZE = {"width": 1440, "height": 1000}
+SIZE: ViewportSize = {"width": 1440, "height": 1000}
 COUNT = """seconds => new Promise(done => {
   const times = [], drawn = quire.atlas.frames, sequence = quire.pool.sequence, began = performance.now();
   const tick = now => {

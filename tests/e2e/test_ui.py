@@ -112,7 +112,7 @@ def set_system(visit: Visit, text: str) -> None:
 
 def pixel_of(visit: Visit, block: int) -> list[int]:
     """What the atlas shows in the middle of a cell, a little off the mark of shared ones."""
-    return visit.page.evaluate(
+    pixel: list[int] = visit.page.evaluate(
         """id => {
           const {left, top, size} = quire.atlas.cellCss(id), ratio = devicePixelRatio;
           const place = [(left + size * .25) * ratio, (top + size * .25) * ratio, 1, 1];
@@ -120,6 +120,7 @@ def pixel_of(visit: Visit, block: int) -> list[int]:
         }""",
         block,
     )
+    return pixel
 
 
 def colour(visit: Visit, name: str) -> list[int]:
@@ -174,6 +175,7 @@ def test_blocks_are_in_use_while_the_answer_streams(visit: Visit) -> None:
 def test_the_same_prompt_again_is_shown_as_reused(visit: Visit) -> None:
     set_system(visit, SYSTEM)
     visit.say(QUESTION)
+    visit.wait(lambda: visit.blocks(CACHED) > 0)  # a frame comes every fifth of a second
     visit.page.click("#clear")
     visit.see(".turn").to_have_count(0)
     answer = visit.say(QUESTION)

@@ -65,8 +65,9 @@ class SimulatedPool:
         self.churn = churn
         self.random = random.Random(seed)
         self.numpy_random = np.random.default_rng(seed)
-        for name in COLUMNS:
-            setattr(self, name, np.zeros(self.rows, np.uint32))
+        self.refs, self.owners, self.tenants, self.positions, self.parents, self.taken, self.idle = (
+            np.zeros(self.rows, np.uint32) for _ in COLUMNS
+        )
         self.kept = np.zeros(self.rows, np.uint8)
         self.free = list(range(blocks, 0, -1))
         self.cached: OrderedDict[int, None] = OrderedDict()
