@@ -473,7 +473,7 @@ class TestViews:
         core.step()
         (first, *_) = core.frame(True).lanes
         assert (first.phase, first.preemptions, first.tenant, first.age_s) == ("decode", 1, "ann", 1.0)
-        assert (first.prompt_tokens, first.output_tokens, first.blocks) == (10, 2, 2)
+        assert (first.prompt_tokens, first.output_tokens, first.blocks) == (10, 3, 3)
 
     def test_lanes_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(show, "MAX_RUNNING_LANES", 2)
