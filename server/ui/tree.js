@@ -9,7 +9,7 @@ import { CACHED, REUSED, SHARED } from "./pool.js";
 
 const FIRST = 12; // rows per level, before "more"
 const MORE = 50;
-const FEW = 5;
+const FEW = 8;
 const EVERY_MS = 1000;
 const TEXT_EVERY_MS = 300;
 
@@ -173,9 +173,11 @@ export class TreePanel {
     setText(size, plural(whole, "block"));
     setText(when, tree.used[id] ? "in use" : `${duration(Math.max(0, (pool.clock(performance.now()) - tree.recent[id]) / 10))} ago`);
     const known = this.texts.get(id);
+    const at = pool.positions[id];
+    const orphan = depth === 0 && at > 0 ? `from token ${count(at * this.blockSize)}: ` : ""; // what was before is gone
     const tokens = `${count(ids.length * this.blockSize)} tokens`;
     const ways = forks.length ? `${tokens}, then ${count(forks.length)} ways on` : tokens;
-    setText(text, known ?? ways);
+    setText(text, orphan + (known ?? ways));
     text.classList.toggle("dim", known === undefined);
     text.title = known === undefined ? "" : `${ways}: ${known}`;
     if (known === undefined) this.untold.push(id);
