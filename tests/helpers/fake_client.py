@@ -50,6 +50,8 @@ class FakeTokenizer:
     """A token is a byte; four more are control tokens that no text encodes to."""
 
     vocab_size = VOCAB_SIZE
+    control: Mapping[str, int] = {text: token_id for token_id, text in CONTROL.items()}
+    special_ids = frozenset(CONTROL)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode("utf-8"))
@@ -66,6 +68,8 @@ class FakeTokenizer:
 
 class FakeTemplate:
     """<role> text <end> for each message."""
+
+    sources: Mapping[str, str] = {}
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
@@ -167,7 +171,7 @@ class FakeClient:
         report = self._enter(request_id, prompt_ids, params, scope)
         ended = self._live[request_id] = asyncio.Event()
         self._idle.clear()
-        return self._events(request_id, prompt_ids, params, ended, report, explain)
+        return self._events(request_id, self._numbers[request_id], prompt_ids, params, ended, report, explain)
 
     def _enter(
         self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, scope: CacheScope
@@ -199,6 +203,7 @@ class FakeClient:
     async def _events(
         self,
         request_id: str,
+        number: int,
         prompt_ids: Sequence[int],
         params: SamplingParams,
         ended: asyncio.Event,
@@ -206,7 +211,6 @@ class FakeClient:
         explain: bool,
     ) -> AsyncIterator[TokenEvent]:
         choices = [self._choice(prompt_ids, params, index, report) for index in range(params.n)]
-        number = self._numbers[request_id]
         untold = set(range(params.n)) if explain else set()
         made = 0
         try:
