@@ -52,7 +52,7 @@ def find(
     if marks is None:
         return None
     pieces = _pieces(render_text([_marked(message, *marks) for message in messages]), *marks)
-    contents = [message["content"].strip() for message in messages]
+    contents = [_content(message).strip() for message in messages]
     if pieces is None or not _are(pieces, [content for content in contents if content]):
         return None
     places = _visible_places(ids, token_bytes)
@@ -77,8 +77,13 @@ def _spans(
     return tuple(spans)
 
 
+def _content(message: Mapping[str, Any]) -> str:
+    """A message may have none."""
+    return message.get("content") or ""
+
+
 def _free_marks(messages: Messages) -> tuple[str, str] | None:
-    used = set().union(*(message["content"] for message in messages))
+    used = set().union(*map(_content, messages))
     free = (chr(code) for code in _CANDIDATES if chr(code) not in used)
     try:
         return next(free), next(free)
@@ -88,7 +93,7 @@ def _free_marks(messages: Messages) -> tuple[str, str] | None:
 
 def _marked(message: Mapping[str, Any], before: str, after: str) -> Mapping[str, Any]:
     """Marks inside of the white space, which templates strip."""
-    text = message["content"]
+    text = _content(message)
     core = text.strip()
     if not core:
         return message
