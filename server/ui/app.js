@@ -310,7 +310,9 @@ onTheme(() => {
 });
 applyTheme();
 
+// Time passes also while nothing changes.
 setInterval(() => atlas.mode === "age" && !document.hidden && atlas.repaint(), SLOW_MS);
+setInterval(() => hello && !document.hidden && tree.changed(), 5 * SLOW_MS);
 
 let resting = 0;
 document.addEventListener("visibilitychange", () => {

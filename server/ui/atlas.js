@@ -144,8 +144,10 @@ export class Atlas {
     while (cell > 1 && Math.ceil(size / Math.floor(width / cell)) * cell > tallest) cell--;
     if (Math.ceil(size / width) > tallest && cell === 1) cell = Math.sqrt((width * tallest) / size);
     const cols = Math.min(size, Math.floor(width / cell));
+    const widest = Math.min(Math.floor(width / cols), Math.floor(LARGEST_CELL * ratio));
+    if (Math.ceil(size / cols) * widest <= tallest * 1.1) cell = Math.max(cell, widest);
     const rows = Math.ceil(size / cols);
-    const height = Math.min(tallest, Math.max(Math.ceil(rows * cell), Math.floor(96 * ratio)));
+    const height = Math.min(Math.floor(tallest * 1.1), Math.max(Math.ceil(rows * cell), Math.floor(96 * ratio)));
     const same = cols === this.cols && rows === this.rows && cell === this.fit && this.base.width === width && this.base.height === height;
     if (same && this.pixels) return this.#request();
     Object.assign(this, { cols, rows, fit: cell });
@@ -328,8 +330,8 @@ export class Atlas {
     const { cell, x, y } = this.view;
     const paint = this.paintOver;
     paint.strokeStyle = this.colours.line;
-    paint.globalAlpha = 0.75;
-    paint.lineWidth = Math.max(1, Math.min(2.5, cell / 8)) * devicePixelRatio;
+    paint.globalAlpha = 0.55;
+    paint.lineWidth = Math.max(1, Math.min(1.75, cell / 8)) * devicePixelRatio;
     paint.lineJoin = "round";
     paint.beginPath();
     for (let at = 0; at < Math.min(path.length, MOST_LINKS); at++) {

@@ -5,6 +5,7 @@ import { count, duration, percent } from "./format.js";
 import { $, el, setText } from "./dom.js";
 
 const STARTERS = ["What is a KV cache?", "Which port does Quire listen on?", "How are blocks shared?"];
+const SHORTEST_S = 0.05; // an answer that came at once has no pace
 
 export class Playground {
   /** @param on {denied(error)} */
@@ -84,7 +85,8 @@ export class Playground {
     const parts = [];
     if (usage) parts.push(`${count(usage.completion_tokens)} tokens`);
     if (first) parts.push(`first after ${duration((first - began) / 1000)}`);
-    if (usage && first && usage.completion_tokens > 1) parts.push(`${((usage.completion_tokens - 1) / Math.max(0.001, (performance.now() - first) / 1000)).toFixed(0)} tokens/s`);
+    const streamed = (performance.now() - first) / 1000;
+    if (first && usage?.completion_tokens > 1 && streamed > SHORTEST_S) parts.push(`${Math.round((usage.completion_tokens - 1) / streamed)} tokens/s`);
     if (reason === "length") parts.push("cut at max. tokens");
     setText(answer.meta, parts.join(" · "));
     this.#toEnd();

@@ -11,7 +11,7 @@ const FIRST = 12; // rows per level, before "more"
 const MORE = 50;
 const FEW = 8;
 const EVERY_MS = 1000;
-const TEXT_EVERY_MS = 300;
+const TEXT_EVERY_MS = 150;
 
 /** Forks and sums over all published blocks, in typed arrays. Linear, so that 100,000 blocks take milliseconds. */
 export function build(pool, blocks) {
@@ -191,16 +191,18 @@ export class TreePanel {
 
   /** Fills in the texts of what is shown, one question at a time: the engine has better things to do. */
   async #tell() {
-    const id = this.untold[0];
-    if (!id || this.asking || !this.textsShown) return;
+    if (this.asking || !this.textsShown || !this.untold.length) return;
     this.asking = true;
-    const text = await this.on.text(id);
-    if (text === undefined) this.textsShown = false; // until the next hello
-    else this.texts.set(id, text || "(no text)");
-    setTimeout(() => {
-      this.asking = false;
-      this.changed();
-    }, TEXT_EVERY_MS);
+    while (this.untold.length && this.textsShown) {
+      const id = this.untold.shift();
+      if (this.texts.has(id)) continue;
+      const text = await this.on.text(id);
+      if (text === undefined) this.textsShown = false; // until the next hello
+      else this.texts.set(id, text || "(no text)");
+      await new Promise((done) => setTimeout(done, TEXT_EVERY_MS));
+    }
+    this.asking = false;
+    this.changed();
   }
 
   /** Where there is little, it is shown at once. */
