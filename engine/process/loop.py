@@ -94,7 +94,7 @@ class EngineLoop:
 
     Attributes:
         steps: steps finished; grows while the engine makes progress.
-        busy_since: monotonic time at which the present step began, 0.0 between steps.
+        busy_since: monotonic time at which the present step, or answer, began; 0.0 between them.
     """
 
     def __init__(self, core: Core, emit: Emit) -> None:
@@ -148,7 +148,9 @@ class EngineLoop:
         elif isinstance(command, frames.Watch):
             self._camera.watch(command.on)
         else:
+            self.busy_since = time.monotonic()
             self._emit(answer(self._core, command))
+            self.busy_since = 0.0
 
     def _add(self, command: Add) -> None:
         try:

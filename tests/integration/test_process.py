@@ -18,10 +18,12 @@ import pytest
 from engine.client import ProcessClient
 from engine.client.supervised import Supervision
 from engine.config import EngineOptions
-from engine.errors import ConfigError, Draining, EngineDead, MemoryPlanError
+from engine.errors import ConfigError, Draining, EngineDead, MemoryPlanError, RequestFailed
 from engine.process import frames
 from engine.types import FinishReason, SamplingParams, TokenEvent
+from engine.views import CacheReport, CacheScope, MissReason
 from tests.helpers.fake_engine import ByteTokenizer
+from tests.helpers.viewer import Viewer, numbers
 
 FACTORY = "tests.helpers.fake_engine:build"
 DEADLINE_S = 20.0
@@ -301,6 +303,65 @@ def test_a_start_can_be_cancelled() -> None:
         assert not alive(pid)
 
     asyncio.run(main())
+
+
+def test_questions_cross_to_the_engine_and_back() -> None:
+    async def test(client: ProcessClient) -> None:
+        stream = client.submit("a", FOREVER, SamplingParams(), CacheScope("ann", b"\0"), explain=True)
+        first = await anext(stream)
+        assert first.cache == CacheReport(7, 2, MissReason.NEVER_SEEN, 2)
+        report = await client.probe_cache([1, 2, 3], CacheScope("ann", b"\xff"))
+        assert (report.prompt_tokens, report.reason, report.cached_ids) == (3, MissReason.DIVERGED, (5, 6))
+        (view,) = (await client.cache_page()).blocks
+        assert client.public_id(view.owner) == "a"
+        detail = await client.cache_block(1)
+        assert detail is not None and detail.children == (3,)
+        with pytest.raises(RequestFailed):
+            await client.probe_cache(list(b"crash"))
+        assert await client.reset_cache() == 1
+        assert client.restarts == 0 and client.health() is None
+
+    run(test)
+
+
+def test_the_pool_can_be_watched() -> None:
+    async def test(client: ProcessClient) -> None:
+        watch, viewer = client.watch_pool(), Viewer()
+        viewer.apply(await anext(watch))
+        assert viewer.rows["owners"] == [0]
+        assert await text_of(client.submit("a", list(b"say x"), SamplingParams())) == "x"
+        changed = await anext(watch)
+        while not changed.ids:
+            changed = await anext(watch)
+        assert numbers(changed.owners) == [1]
+        await watch.aclose()  # type: ignore[attr-defined]
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["kill", "hang"])
+def test_a_death_answers_every_question_and_ends_every_watch(how: str) -> None:
+    async def test(client: ProcessClient) -> None:
+        assert client.engine_pid is not None
+        watch = client.watch_pool()
+        await anext(watch)
+        asked = [asyncio.create_task(client.probe_cache(list(b"hang")))]
+        asked += [asyncio.create_task(client.cache_page()) for _ in range(3)]  # type: ignore[misc]
+        await asyncio.sleep(0)
+        if how == "kill":
+            os.kill(client.engine_pid, signal.SIGKILL)
+        for task in asked:
+            with pytest.raises(EngineDead):
+                await task
+        assert not any([frame.full async for frame in watch])
+        with pytest.raises(EngineDead):
+            await client.cache_page()
+        await serves_again(client)
+        again = client.watch_pool()
+        assert (await anext(again)).full
+        await again.aclose()  # type: ignore[attr-defined]
+
+    run(test, make(step_timeout_s=1.0, heartbeat_timeout_s=1.0))
 
 
 def test_drain_then_stop() -> None:

@@ -13,6 +13,19 @@ from hypothesis import strategies as st
 from engine.config import EngineOptions
 from engine.process import frames
 from engine.types import EngineSnapshot, FinishReason, SamplingParams, TokenLogprob, TokenOutput
+from engine.views import (
+    BlockDetail,
+    BlockView,
+    CachePage,
+    CacheReport,
+    CacheScope,
+    EvictionCause,
+    HistogramData,
+    Lane,
+    MissReason,
+    PoolFrame,
+    TenantUse,
+)
 from tests.helpers.fake_engine import INFO
 
 FROM_ENGINE = [
@@ -35,7 +48,34 @@ FROM_ENGINE = [
                 (None, TokenLogprob(1, -2.0)),
             ),
             TokenOutput("3", 0, None, FinishReason.ERROR, error="why"),
+            TokenOutput("4", 0, 1, cache=CacheReport(9, 0, MissReason.EVICTED, 0, 1.5, EvictionCause.RESET)),
         ]
+    ),
+    frames.Outputs(
+        [],
+        EngineSnapshot(
+            misses={MissReason.DIVERGED: 2},
+            histograms={"queue_s": HistogramData((1, 2), 0.5)},
+            tenants={"ann": TenantUse(1, 2, 3, 4, 5, 6, 7, 8)},
+        ),
+    ),
+    frames.Answer(1, report=CacheReport(9, 4, MissReason.DIVERGED, 5, cached_ids=(1, 2), context_start=3)),
+    frames.Answer(
+        2, page=CachePage((BlockView(1, "shared", "ann", "7", ("7", "8"), 2, 16, "ab", 3, 1.5),), 2)
+    ),
+    frames.Answer(3, block=BlockDetail(BlockView(4, "cached", idle_s=0.5), (1, 2), (5,))),
+    frames.Answer(4, emptied=12),
+    frames.Answer(5, error="why"),
+    frames.Pool(
+        PoolFrame(
+            1,
+            True,
+            70,
+            ("", "ann"),
+            *[b"\0\1\2\3"] * 9,
+            (Lane("7", 0, "ann", "decode", 9, 8, 10, 1, 2, 0, 0.5),),
+            3,
+        )
     ),
 ]
 TO_ENGINE = [
@@ -45,7 +85,13 @@ TO_ENGINE = [
         frames.pack_ids([1, 2, 70000]),
         SamplingParams(logit_bias={5: -1.0}, stop=("x",), stop_token_ids=(3,)),
     ),
+    frames.Submit("2", b"", SamplingParams(), CacheScope("ann", b"\0\xff"), True),
     frames.Abort("1", 2),
+    frames.Watch(True),
+    frames.Probe(1, frames.pack_ids([1]), CacheScope("ann", b"s")),
+    frames.Page(2, 1, 100, "cached"),
+    frames.Block(3, 9),
+    frames.Reset(4),
     frames.Shutdown(),
 ]
 
