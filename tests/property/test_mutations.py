@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 from engine.core import EngineCore
 from engine.kv.block_pool import BlockPool
 from engine.kv.explain import Explainer
+from engine.kv.facts import BlockFacts
 from engine.kv.ghosts import Ghosts
 from engine.kv.manager import KVManager
 from engine.kv.page_table import split_for_fork
@@ -27,6 +28,7 @@ from engine.sched.budget import StepBudget
 from engine.sched.draft import Planned, StepDraft
 from engine.sched.roster import Roster
 from engine.sched.scheduler import Scheduler
+from engine.sched.tally import Tally
 from engine.types import FinishReason
 from engine.views import CacheReport, EvictionCause
 from tests.property.kv_machine import ConstantHashKVMachine, KVMachine, WeakHashKVMachine
@@ -411,6 +413,99 @@ def a_tail_is_taken_for_a_block_in_progress(monkeypatch: pytest.MonkeyPatch) -> 
         )
 
     monkeypatch.setattr(Explainer, "_is_in_progress", is_in_progress)
+
+
+# ---- what is told of blocks and requests
+
+
+@caught_by(KVMachine, SchedMachine)
+def an_idle_block_is_still_counted_as_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def idled(self: BlockFacts, block_id: int) -> None:
+        self.cached[self.tenants[block_id]] += 1
+        self.idle_ds[block_id] = self.now_ds
+
+    monkeypatch.setattr(BlockFacts, "idled", idled)
+
+
+@caught_by(KVMachine, SchedMachine)
+def an_evicted_block_stays_on_its_old_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = BlockFacts.took
+
+    def took(self: BlockFacts, block_ids: list[int], owner: int, tenant: int, position: int) -> None:
+        old = [self.tenants[block_id] for block_id in block_ids]
+        original(self, block_ids, owner, tenant, position)
+        for block_id, index in zip(block_ids, old, strict=True):
+            self.tenants[block_id] = index or tenant
+
+    monkeypatch.setattr(BlockFacts, "took", took)
+
+
+@caught_by(KVMachine, SchedMachine)
+def a_chain_that_comes_back_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    def joined(self: KVManager, block_id: int) -> None:
+        self.pool.facts.follows(block_id, self.prefix.parent_of(block_id))
+
+    monkeypatch.setattr(KVManager, "_joined", joined)
+
+
+@caught_by(SchedMachine)
+def a_new_parent_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def follows(self: BlockFacts, block_id: int, parent: int) -> None:
+        self.parents[block_id] = parent
+
+    monkeypatch.setattr(BlockFacts, "follows", follows)
+
+
+@caught_by(SchedMachine)
+def a_block_given_back_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = BlockPool.drop
+
+    def drop(self: BlockPool, block_id: int) -> None:
+        dirty, self.facts.dirty = self.facts.dirty, None
+        original(self, block_id)
+        self.facts.dirty = dirty
+
+    monkeypatch.setattr(BlockPool, "drop", drop)
+
+
+@caught_by(SchedMachine)
+def a_report_is_said_with_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.sched.ledger._hand_over_report", lambda request: request.report)
+
+
+@caught_by(SchedMachine)
+def only_the_leader_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Roster.fork
+
+    def fork(self: Roster, leader: Request) -> None:
+        followers = list(leader.followers)
+        original(self, leader)
+        for follower in followers:
+            follower.report = None
+
+    monkeypatch.setattr(Roster, "fork", fork)
+
+
+@caught_by(SchedMachine)
+def an_admission_after_a_preemption_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def account(self: Scheduler, request: Request, hit: Any) -> None:
+        report = self.kv.account(request, hit)
+        request.report = report if request.explain else None
+        request.cached_tokens = hit.tokens
+        self.tally.admitted(request, hit.tokens)
+
+    monkeypatch.setattr(Scheduler, "_account", account)
+
+
+@caught_by(SchedMachine)
+def the_last_token_is_on_nobodys_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Tally.ended
+
+    def ended(self: Tally, request: Request, reason: FinishReason) -> None:
+        original(self, request, reason)
+        request.account.generated_tokens -= reason is FinishReason.LENGTH and request.max_output > 0
+
+    monkeypatch.setattr(Tally, "ended", ended)
 
 
 # ---- the scheduler
