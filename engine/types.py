@@ -51,6 +51,7 @@ class SamplingParams:
         max_tokens: most tokens to generate; None is up to the model's context.
         min_tokens: stop tokens and strings are not honoured before this many.
         ignore_eos: do not end at the model's end-of-turn tokens.
+        skip_special_tokens: leave the model's special tokens out of the text, except `shown_token_ids`.
         logprobs: None, or how many alternatives to return beside each generated token (0: only its own).
         prompt_logprobs: the same for the prompt's tokens; the prefix cache is not read then.
 
@@ -75,6 +76,7 @@ class SamplingParams:
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    shown_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
 

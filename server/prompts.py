@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from engine.errors import ContextTooLong, QuireError
-from server import spans
+from server import chat, spans
 from server.errors import invalid
 from server.spans import MessageSpan
 
@@ -34,6 +34,10 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def control(self) -> Mapping[str, int]: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
     def token_text(self, token_id: int) -> str: ...
@@ -43,6 +47,8 @@ class Tokenizer(Protocol):
 class Template(Protocol):
     """The part of engine.text's chat template that the server uses."""
 
+    @property
+    def sources(self) -> Mapping[str, str]: ...
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
     ) -> list[int]: ...
@@ -118,14 +124,17 @@ class Prompts:
             raise invalid(
                 "This model has no chat template; use /v1/completions.", "messages", "no_chat_template"
             )
-        chars = sum(len(message["content"]) for message in messages)
+        chars = chat.size(messages, variables.get("tools", ()))
         _check_length(chars, context_tokens)
 
         def render() -> Prompt:
-            ids = template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
-            return Prompt(_not_empty(ids, "messages"), messages=find_spans(ids) if locate else None)
+            turns = chat.with_arguments(messages)
+            ids = template.render(turns, add_generation_prompt=add_generation_prompt, **variables)
+            return Prompt(_not_empty(ids, "messages"), messages=find_spans(ids, turns) if locate else None)
 
-        def find_spans(ids: Sequence[int]) -> Sequence[MessageSpan] | None:
+        def find_spans(
+            ids: Sequence[int], messages: Sequence[Mapping[str, Any]]
+        ) -> Sequence[MessageSpan] | None:
             as_text = partial(template.render_text, add_generation_prompt=add_generation_prompt, **variables)
             # A template may refuse what it would take without marks.
             with contextlib.suppress(QuireError):

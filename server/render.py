@@ -118,6 +118,7 @@ class ChatChunks(Chunks):
     """chat.completion.chunk: a role first, then text, then the finish reason alone."""
 
     object_name = "chat.completion.chunk"
+    _first_content = b'""'
 
     def __init__(
         self, head: Head, usage: Usage, usage_in_stream: tuple[bool, bool], tokenizer: Tokenizer
@@ -141,10 +142,8 @@ class ChatChunks(Chunks):
         return frames
 
     def _role(self, choice: int) -> bytes:
-        delta = (
-            b'"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null'
-        )
-        return self._lead(choice, delta) + self._close()
+        delta = b'"delta":{"role":"assistant","content":%b,"refusal":null}' % self._first_content
+        return self._lead(choice, delta + b',"logprobs":null,"finish_reason":null') + self._close()
 
     def _text_tail(self, event: TokenEvent) -> bytes:
         logprobs: Any = None
@@ -153,7 +152,7 @@ class ChatChunks(Chunks):
         return b'},"logprobs":' + encode(logprobs) + b',"finish_reason":null' + self._close()
 
     def _finish(self, choice: int, event: TokenEvent) -> bytes:
-        fields = b'"delta":{},"logprobs":null,' + encode(_ending_fields(event))[1:-1]
+        fields = b'"delta":{},"logprobs":null,' + encode(ending_fields(event))[1:-1]
         return self._lead(choice, fields) + self._close()
 
 
@@ -202,7 +201,7 @@ class CompletionChunks(Chunks):
             logprobs = self._writers[choice].lists(
                 [entry.token_id for entry in event.logprobs], event.logprobs
             )
-        end = b',"logprobs":' + encode(logprobs) + b"," + encode(_ending_fields(event))[1:-1]
+        end = b',"logprobs":' + encode(logprobs) + b"," + encode(ending_fields(event))[1:-1]
         return lead + encode(event.text) + end + self._close()
 
 
@@ -221,8 +220,16 @@ class Choice:
         self.index = index
         self._events: list[TokenEvent] = []
 
+    @property
+    def reasoning_tokens(self) -> int:
+        return 0
+
     def add(self, event: TokenEvent) -> None:
         self._events.append(event)
+
+    @property
+    def last(self) -> TokenEvent:
+        return self._events[-1]
 
     @property
     def text(self) -> str:
@@ -236,7 +243,7 @@ class Choice:
             "index": self.index,
             "message": message,
             "logprobs": logprobs,
-            **_ending_fields(self._events[-1]),
+            **ending_fields(self.last),
         }
 
     def completion(self, tokenizer: Tokenizer, with_logprobs: bool, echo: Echo | None) -> dict[str, Any]:
@@ -244,7 +251,7 @@ class Choice:
             "index": self.index,
             "text": self.text if echo is None else echo.text + self.text,
             "logprobs": self._legacy_logprobs(tokenizer, echo) if with_logprobs else None,
-            **_ending_fields(self._events[-1]),
+            **ending_fields(self.last),
         }
 
     def _legacy_logprobs(self, tokenizer: Tokenizer, echo: Echo | None) -> dict[str, list[Any]]:
@@ -268,7 +275,7 @@ def reply(
     return encode(fields if cache is None else {**fields, "cache": cache})
 
 
-def _ending_fields(event: TokenEvent) -> dict[str, Any]:
+def ending_fields(event: TokenEvent) -> dict[str, Any]:
     """finish_reason, and what stopped it where that was a stop string or token of the request."""
     ending: dict[str, Any] = {"finish_reason": event.finish_reason}
     if event.stop_reason is not None:

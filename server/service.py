@@ -19,6 +19,7 @@ from server.errors import RETRY_AFTER_S, ApiError
 from server.history import History
 from server.live import Feed
 from server.metrics import Metrics
+from server.parsing.chosen import choose
 from server.prompts import Prompts, Template, Tokenizer
 from server.settings import ServerSettings
 
@@ -49,6 +50,11 @@ class Service:
         self.client = client
         self.settings = settings
         self.prompts = Prompts(tokenizer, template)
+        self.notations = choose(
+            template.sources if template is not None else {},
+            settings.tool_call_parser,
+            settings.reasoning_parser,
+        )
         self.tenants = settings.tenants()
         self.metrics = Metrics(
             client,

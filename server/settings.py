@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from engine.config import EngineOptions
 from server import tenants
+from server.parsing.chosen import REASONING_CHOICES, TOOL_CHOICES
 from server.tenants import TenantKeys, Tenants
 
 DEMO_NAME = "quire-demo"
@@ -76,6 +77,8 @@ class ServerSettings:
     otlp_endpoint: str = ""
     otlp_required: bool = True
     metrics_compat: str = "none"
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     max_body_bytes: int = 8 * 2**20
     max_header_bytes: int = 64 * 2**10
     max_connections: int = 4096
@@ -233,6 +236,20 @@ SERVER_FLAGS = (
         switch_to=True,
     ),
     Flag("served-model-name", "model_name", _text, "NAME", "name in the API (default: MODEL as given)"),
+    Flag(
+        "tool-call-parser",
+        "tool_call_parser",
+        _choice(*TOOL_CHOICES),
+        "FORMAT",
+        f"how the model writes tool calls: {', '.join(TOOL_CHOICES)} (default: auto, by its chat template)",
+    ),
+    Flag(
+        "reasoning-parser",
+        "reasoning_parser",
+        _choice(*REASONING_CHOICES),
+        "TAGS",
+        f"what the model thinks between: {', '.join(REASONING_CHOICES)} (default: auto, as above)",
+    ),
     Flag("log-level", "log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "default: info"),
     Flag(
         "log-format",

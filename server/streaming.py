@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect
@@ -100,14 +100,15 @@ class EventStream(Response):
                 return
 
 
-async def collect(service: Service, generation: Generation, receive: Receive) -> list[Choice]:
-    """Waits for a whole generation.
+async def collect(
+    service: Service, generation: Generation, receive: Receive, choices: Sequence[Choice]
+) -> None:
+    """Waits for a whole generation, into one Choice for each of its choices.
 
     Raises:
         ClientDisconnect: the caller went away; nothing is left running.
         QuireError: as the engine says.
     """
-    choices = [Choice(index) for index in range(len(generation.prompts) * generation.params.n)]
     async with _abort_on_disconnect(generation, receive):
         try:
             async for choice, event in generation.events():
@@ -116,7 +117,6 @@ async def collect(service: Service, generation: Generation, receive: Receive) ->
             raise _explain(exc, service) from exc
     if generation.aborted:
         raise ClientDisconnect
-    return choices
 
 
 @asynccontextmanager

@@ -52,11 +52,15 @@ class ChatTemplate:
         templates: by name; "default" is the usual one, "tool_use" serves requests with tools.
         tokenizer: the model's.
 
+    Attributes:
+        sources: the templates' own text, by name.
+
     Raises:
         ModelError: a template is not valid Jinja.
     """
 
     def __init__(self, templates: Mapping[str, str], tokenizer: Tokenizer) -> None:
+        self.sources = dict(templates)
         self._environment = ChatEnvironment()
         self._tokenizer = tokenizer
         self._edges = _Edges(tokenizer.control)

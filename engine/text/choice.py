@@ -32,7 +32,12 @@ class Choice:
         self, index: int, tokenizer: DecodesTokens, prompt_ids: Sequence[int], params: SamplingParams
     ) -> None:
         self.index = index
-        detokenizer = make_detokenizer(tokenizer, prompt_ids, skip_special_tokens=params.skip_special_tokens)
+        detokenizer = make_detokenizer(
+            tokenizer,
+            prompt_ids,
+            skip_special_tokens=params.skip_special_tokens,
+            shown=params.shown_token_ids,
+        )
         self._detokenize = detokenizer.push
         self._flush = detokenizer.finish
         self._include_stop = params.include_stop_str_in_output

@@ -56,11 +56,17 @@ class DecodesTokens(Protocol):
 
 
 def make_detokenizer(
-    tokenizer: DecodesTokens, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
+    tokenizer: DecodesTokens,
+    prompt_ids: Sequence[int] = (),
+    *,
+    skip_special_tokens: bool = True,
+    shown: Sequence[int] = (),
 ) -> Detokenizer:
-    """A detokenizer for text that follows `prompt_ids`."""
+    """A detokenizer for text that follows `prompt_ids`. `shown`: special tokens not to skip."""
     special = tokenizer.special_ids
     hidden = special if skip_special_tokens else frozenset[int]()
+    if shown:
+        hidden = hidden.difference(shown)
     if tokenizer.byte_table is None:
         # Enough of the prompt for the first token to have a neighbour.
         before = [tokenizer.token_string(token_id) for token_id in prompt_ids[-4:] if token_id not in special]

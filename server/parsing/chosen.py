@@ -20,20 +20,14 @@ class Notations:
     """See the module.
 
     Attributes:
-        takes_tools: the model's template shows it the tools of a request.
+        reads: variables of the model's template that a request may set: tools, reasoning_effort,
+            enable_thinking.
         tools, reasoning: names of formats; None: not read.
     """
 
-    takes_tools: bool = False
+    reads: frozenset[str] = frozenset()
     tools: str | None = None
     reasoning: str | None = None
-
-    @property
-    def markers(self) -> frozenset[str]:
-        """Strings that must reach the parser, be they special tokens or not."""
-        of_tools = TOOL_FORMATS[self.tools].markers if self.tools is not None else ()
-        of_reasoning = REASONING_TAGS[self.reasoning] if self.reasoning is not None else ()
-        return frozenset((*of_tools, *of_reasoning))
 
     def opened_by(self, prompt_tail: str) -> bool:
         """Whether a prompt with this end has begun the thoughts."""
@@ -61,10 +55,18 @@ class Notations:
             return None
         return OutputParser(splitter, tools, end_id)
 
-    def hidden_markers(self, control: Mapping[str, int], special_ids: Set[int]) -> tuple[int, ...]:
-        """The markers that are special tokens, which a reply would not show."""
-        ids = (control[marker] for marker in self.markers if marker in control)
-        return tuple(sorted(token_id for token_id in ids if token_id in special_ids))
+    def hidden_markers(
+        self, control: Mapping[str, int], special_ids: Set[int], *, tools: bool
+    ) -> tuple[int, ...]:
+        """The markers that are special tokens, which do not reach a parser unless they are shown.
+
+        Args:
+            tools: whether calls are read, too.
+        """
+        of_tools = TOOL_FORMATS[self.tools].markers if tools and self.tools is not None else ()
+        of_reasoning = REASONING_TAGS[self.reasoning] if self.reasoning is not None else ()
+        ids = {control[marker] for marker in (*of_tools, *of_reasoning) if marker in control}
+        return tuple(sorted(ids & special_ids))
 
 
 def choose(
@@ -73,7 +75,7 @@ def choose(
     """The notations for a model with these templates, as the operator said."""
     found: Detected = detect(templates)
     return Notations(
-        found.takes_tools,
+        found.reads,
         _named(tool_parser, found.tool_format),
         _named(reasoning_parser, found.reasoning_format),
     )

@@ -117,16 +117,13 @@ class Cursor:
         return match[0]
 
     def word(self, pattern: re.Pattern[str], most: int) -> Steps[str]:
-        """Reads all that matches here, a class of characters.
-
-        Raises:
-            Malformed: it is longer than `most`.
-        """
+        """Reads all that matches here, a class of characters; one more than `most` where there are more."""
         word = ""
-        while (yield from self.peek()) and (part := self.run(pattern, most + 1 - len(word))):
+        while len(word) <= most and (yield from self.peek()):
+            part = self.run(pattern, most + 1 - len(word))
+            if not part:
+                break
             word += part
-            if len(word) > most:
-                raise Malformed
         return word
 
     def space(self) -> Steps[str]:

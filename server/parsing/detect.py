@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from server.parsing.reasoning import REASONING_TAGS
 
-_TOOLS = re.compile(r"\btools\b")
+# Variables that a request may set, if the template looks at them.
+_VARIABLES = ("tools", "reasoning_effort", "enable_thinking")
 # Notations that share a mark with one of ours.
 _NOT_HERMES = ("<function=", "<arg_key>", "<parameter=", "<invoke ")
 
@@ -22,11 +23,11 @@ class Detected:
     """What a template says of its model.
 
     Attributes:
-        takes_tools: the template does something with tools.
+        reads: those of the variables tools, reasoning_effort and enable_thinking that it looks at.
         tool_format, reasoning_format: names, or None where there is none that we know.
     """
 
-    takes_tools: bool = False
+    reads: frozenset[str] = frozenset()
     tool_format: str | None = None
     reasoning_format: str | None = None
 
@@ -35,7 +36,9 @@ def detect(templates: Mapping[str, str]) -> Detected:
     """Looks at a model's templates by name; the one for tools is asked first."""
     sources = [text for name, text in sorted(templates.items(), key=lambda item: item[0] != "tool_use")]
     return Detected(
-        takes_tools=any(_TOOLS.search(source) for source in sources),
+        reads=frozenset(
+            name for name in _VARIABLES if any(re.search(rf"\b{name}\b", source) for source in sources)
+        ),
         tool_format=next((found for source in sources if (found := _tool_format(source))), None),
         reasoning_format=next((found for source in sources if (found := _reasoning_format(source))), None),
     )

@@ -117,12 +117,15 @@ class Pythonic(ToolParser):
         filled = False
         while (yield from values.more(")", filled)):
             key = yield from self.cursor.word(self._KEY, MAX_NAME_CHARS)
+            if filled:
+                self.out.arguments(", " + json.dumps(key))
             yield from self.cursor.expect("=")
-            if not key:
+            if not 1 <= len(key) <= MAX_NAME_CHARS:
                 raise Malformed
             if not filled:
                 self.begin(name)
-            self.out.arguments((", " if filled else "{") + json.dumps(key) + ": ")
+                self.out.arguments("{" + json.dumps(key))
+            self.out.arguments(": ")
             yield from values.value(self.out.arguments)
             filled = True
         if not filled:
@@ -173,6 +176,7 @@ class Mistral(ToolParser):
         identity = None
         if (yield from self.cursor.literal(self.CALL_ID)):
             identity = yield from self.cursor.word(self._ID, MAX_NAME_CHARS)
+            self.check_name(identity, marked=True)
         yield from self.cursor.literal(self.ARGS)
         if (yield from self.cursor.space()) != "{":
             raise Malformed

@@ -28,6 +28,11 @@ class OutputParser:
         self._undecided_tokens = 0
         self.reasoning_tokens = 0
 
+    @property
+    def may_call(self) -> bool:
+        """Whether calls are looked for."""
+        return self._tools is not None
+
     def push(self, text: str, token_ids: Sequence[int] = ()) -> list[Piece]:
         """Takes the text that follows, and the tokens it came with; returns what it completes."""
         if self._reasoning is None:

@@ -160,7 +160,8 @@ class ToolParser(ABC):
 
     def check_name(self, name: str, *, marked: bool) -> None:
         """Raises Malformed for what cannot be the name of a tool."""
-        if not name or not name.isprintable() or not (marked or name in self.options.names):
+        known = marked or name in self.options.names
+        if not 1 <= len(name) <= MAX_NAME_CHARS or not name.isprintable() or not known:
             raise Malformed
 
     def _json_arguments(self, name: str | None, identity: str | None) -> Steps[str | None]:

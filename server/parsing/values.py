@@ -37,7 +37,7 @@ class Values:
         """Reads one value.
 
         Raises:
-            Malformed: after as much as was good has been written.
+            Malformed: after all that was read has been written.
         """
         first = yield from self._cursor.space()
         if first == "{":
@@ -62,11 +62,8 @@ class Values:
 
     def _scalar(self, write: Write) -> Steps[None]:
         word = yield from self._cursor.word(_WORD, MAX_WORD_CHARS)
-        if word in self.words:
-            write(self.words[word])
-        elif _NUMBER.fullmatch(word):
-            write(word)
-        else:
+        write(self.words.get(word, word))
+        if word not in self.words and not (len(word) <= MAX_WORD_CHARS and _NUMBER.fullmatch(word)):
             raise Malformed
 
     def _object(self, write: Write, depth: int) -> Steps[None]:
@@ -141,6 +138,7 @@ class Values:
         elif character == "'":  # not JSON's, but it can only mean one thing
             write(self._cursor.take())
         else:
+            write("\\")
             raise Malformed
 
     def _hex(self, count: int) -> Steps[str]:

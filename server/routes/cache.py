@@ -65,10 +65,7 @@ async def _prompts(service: Service, request: ProbeRequest) -> list[Prompt]:
     if request.messages is None:
         prompts = await plain(service, request.prompt or (), request.add_special_tokens)
     else:
-        kwargs = request.chat_template_kwargs
-        prompts = [
-            await conversation(service, request.messages, request.add_generation_prompt, kwargs, locate=True)
-        ]
+        prompts = [await conversation(service, request.messages, request, locate=True)]
     most = service.info.max_model_len
     for prompt in prompts:
         if len(prompt.ids) > most:

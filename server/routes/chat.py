@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -11,14 +12,17 @@ from starlette.responses import Response
 from engine.types import SamplingParams
 from server.docs import describe_body
 from server.generation import Generation
+from server.parsing.parser import OutputParser
 from server.prompts import Prompt
 from server.render import ChatChunks, Choice, Chunks, Head, reply
+from server.render_parsed import ParsedChoice, ParsedChunks
 from server.routes.common import conversation
 from server.routes.generate import Api, Reports
 from server.schema.chat import ChatRequest
 from server.schema.common import to_sampling_params
 from server.schema.replies import ChatReply
 from server.service import Service
+from server.tools import TAIL_TOKENS, call_options
 
 
 class ChatApi(Api[ChatRequest]):
@@ -31,8 +35,7 @@ class ChatApi(Api[ChatRequest]):
             await conversation(
                 self.service,
                 request.messages,
-                request.add_generation_prompt,
-                request.chat_template_kwargs,
+                request,
                 locate=explain,
             )
         ]
@@ -43,10 +46,43 @@ class ChatApi(Api[ChatRequest]):
             self.service.sampling_defaults,
             max_tokens=request.token_limit,
             logprobs=request.alternatives,
+            shown_token_ids=self._shown_markers(request),
         )
 
+    def _shown_markers(self, request: ChatRequest) -> tuple[int, ...]:
+        notations, tokenizer = self.service.notations, self.service.tokenizer
+        with_tools = call_options(notations, request) is not None
+        return notations.hidden_markers(tokenizer.control, tokenizer.special_ids, tools=with_tools)
+
+    def _parsers(self, request: ChatRequest, generation: Generation) -> list[OutputParser]:
+        """One for each choice; none where replies are text and nothing else."""
+        notations, tokenizer = self.service.notations, self.service.tokenizer
+        tail = tokenizer.decode(generation.prompts[0].ids[-TAIL_TOKENS:], skip_special_tokens=False)
+        opened, options = notations.opened_by(tail), call_options(notations, request)
+        made = [
+            notations.parser(options, tokenizer.control, opened=opened) for _ in range(generation.params.n)
+        ]
+        return [parser for parser in made if parser is not None]
+
     def chunks(self, request: ChatRequest, head: Head, generation: Generation) -> Chunks:
-        return ChatChunks(head, lambda: generation.usage, request.usage_in_stream, self.service.tokenizer)
+        parsers = self._parsers(request, generation)
+
+        def usage() -> dict[str, Any]:
+            return _usage(generation, sum(parser.reasoning_tokens for parser in parsers))
+
+        if not parsers:
+            return ChatChunks(head, usage, request.usage_in_stream, self.service.tokenizer)
+        show = request.include_reasoning is not False
+        return ParsedChunks(
+            head, usage, request.usage_in_stream, self.service.tokenizer, parsers, show_reasoning=show
+        )
+
+    def choices(self, request: ChatRequest, generation: Generation) -> Sequence[Choice]:
+        parsers = self._parsers(request, generation)
+        show = request.include_reasoning is not False
+        return [
+            ParsedChoice(index, parser, show_reasoning=show) for index, parser in enumerate(parsers)
+        ] or super().choices(request, generation)
 
     def reply(
         self,
@@ -58,7 +94,12 @@ class ChatApi(Api[ChatRequest]):
     ) -> bytes:
         wanted = bool(request.logprobs)
         rendered = [choice.chat(self.service.tokenizer, wanted) for choice in choices]
-        return reply(head, "chat.completion", rendered, generation.usage, cache)
+        usage = _usage(generation, sum(choice.reasoning_tokens for choice in choices))
+        return reply(head, "chat.completion", rendered, usage, cache)
+
+
+def _usage(generation: Generation, reasoning_tokens: int) -> dict[str, Any]:
+    return {**generation.usage, "completion_tokens_details": {"reasoning_tokens": reasoning_tokens}}
 
 
 def router(service: Service) -> APIRouter:

@@ -5,7 +5,7 @@ Knows which fields say what the prompt is; does not know what is done with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -16,8 +16,9 @@ from server.errors import ApiError, invalid, shorten
 from server.explain import Explainer
 from server.jsonbody import read_json
 from server.prompts import Prompt
-from server.schema.chat import ChatMessage
+from server.schema.chat import ChatMessage, Conversation
 from server.service import Service
+from server.tools import template_variables
 
 MAX_WARNINGS = 8
 MIN_BODY_VALUES = 250_000
@@ -45,17 +46,16 @@ def check_model(service: Service, model: str | None) -> None:
 async def conversation(
     service: Service,
     messages: Sequence[ChatMessage],
-    add_generation_prompt: bool | None,
-    variables: Mapping[str, Any],
+    request: Conversation,
     *,
     locate: bool,
 ) -> Prompt:
     """A conversation as the model's template writes it. `locate`: and which tokens are whose."""
     return await service.prompts.from_messages(
-        template_messages(messages),
+        template_messages(messages, short_ids=service.notations.tools == "mistral"),
         service.info.max_model_len,
-        add_generation_prompt=add_generation_prompt is not False,
-        variables=variables,
+        add_generation_prompt=request.add_generation_prompt is not False,
+        variables=template_variables(service.notations, request),
         locate=locate,
     )
 

@@ -49,6 +49,10 @@ class Api(ABC, Generic[RequestT]):
     @abstractmethod
     def chunks(self, request: RequestT, head: Head, generation: Generation) -> Chunks: ...
 
+    def choices(self, request: RequestT, generation: Generation) -> Sequence[Choice]:
+        """What a whole reply is collected in."""
+        return [Choice(index) for index in range(len(generation.prompts) * generation.params.n)]
+
     @abstractmethod
     def reply(
         self,
@@ -79,7 +83,8 @@ class Api(ABC, Generic[RequestT]):
             if self.service.settings.log_prompts:
                 request_lines.prompts(generation, self.service.tokenizer)
             if not request.stream:
-                choices = await collect(self.service, generation, http.receive)
+                choices = self.choices(request, generation)
+                await collect(self.service, generation, http.receive, choices)
         except BaseException as exc:
             record.failed(exc)
             trail.failed(exc)

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.views import EvictionCause, MissReason
-from server.schema.chat import MAX_MESSAGES, ChatMessage, ChatRequest, TemplateKwargs
-from server.schema.common import CACHE_SALT, CacheSalt, WireModel, field_error
+from server.schema.chat import MAX_MESSAGES, ChatMessage, ChatRequest, Conversation
+from server.schema.common import CACHE_SALT, CacheSalt, field_error
 from server.schema.completions import PROMPT_FORMS, parse_prompt
 
 State = Literal["in_use", "shared", "cached", "free"]
@@ -21,14 +21,14 @@ OptionalPrompts = Annotated[
 ]
 
 
-class ProbeRequest(WireModel):
+class ProbeRequest(Conversation):
     """A prompt, or a conversation, to look up without running it."""
 
     # What would change the prompt and is not built yet; the rest of a generation request is ignored.
     refused: ClassVar = {
         name: ChatRequest.refused[name]
         for name in (
-            *("tools", "functions", "documents", "chat_template", "continue_final_message"),
+            *("functions", "documents", "chat_template", "continue_final_message"),
             *("prompt_embeds", "truncate_prompt_tokens", "kv_transfer_params", "mm_processor_kwargs"),
         )
     }
@@ -41,10 +41,6 @@ class ProbeRequest(WireModel):
     cache_salt: CacheSalt = CACHE_SALT
     add_special_tokens: bool | None = Field(
         True, description="As in completions: begin a text with the model's own first token."
-    )
-    add_generation_prompt: bool | None = Field(True, description="As in chat: begin the assistant's turn.")
-    chat_template_kwargs: TemplateKwargs = Field(
-        default_factory=dict, description="As in chat: variables for the chat template."
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """What POST /v1/chat/completions takes.
 
 Knows messages and the chat API's own fields; does not know templates. Content is text: a string or a list
-of text parts. Images, audio and tool calls are refused by name until something can honour them.
+of text parts. Images and audio are refused by name until something can honour them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.types import MAX_LOGPROBS
 from server.schema.common import INT32_MAX, GenerationRequest, WireModel, field_error
+from server.schema.tools import MAX_ID_CHARS, MAX_TOOL_CALLS, MAX_TOOLS, Tool, ToolCall, ToolChoice
 
 MAX_MESSAGES = 2048
 MAX_TEMPLATE_KWARGS = 16
@@ -86,31 +87,60 @@ class ChatMessage(WireModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = Field(None, description="Text, or a list of text parts.")
     name: str | None = Field(None, max_length=256)
-    tool_call_id: str | None = Field(None, max_length=256)
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOL_CALLS, description="Assistant only.")
+    tool_call_id: str | None = Field(None, max_length=MAX_ID_CHARS, description="Which call a tool answers.")
+    reasoning_content: str | None = Field(None, description="Assistant only: what it thought before.")
+    reasoning: str | None = Field(None, description="Another name of the same.")
 
     @model_validator(mode="before")
     @classmethod
     def _only_text(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            for name in ("tool_calls", "function_call", "audio"):
+            for name in ("function_call", "audio"):
                 if value.get(name):
                     raise field_error("not supported by this server", name)
         return value
 
     @model_validator(mode="after")
-    def _has_content(self) -> ChatMessage:
+    def _complete(self) -> ChatMessage:
         if self.content is None and self.role != "assistant":
             raise field_error(f"a {self.role} message needs it", "content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise field_error("a tool message needs it", "tool_call_id")
+        if self.tool_calls and self.role != "assistant":
+            raise field_error("only an assistant message has it", "tool_calls")
         return self
 
 
-class ChatRequest(GenerationRequest):
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class Conversation(WireModel):
+    """What makes the prompt, besides the messages."""
+
+    add_generation_prompt: bool | None = Field(True, description="Begin the assistant's turn.")
+    chat_template_kwargs: TemplateKwargs = Field(
+        default_factory=dict, description="Variables for the chat template, such as enable_thinking."
+    )
+    tools: list[Tool] | None = Field(
+        None, max_length=MAX_TOOLS, description="Functions that the model may call."
+    )
+    tool_choice: ToolChoice = Field(
+        None, description="auto, the default with tools, or none. Calls cannot be forced yet."
+    )
+    parallel_tool_calls: bool | None = Field(True, description="false: one call at most.")
+    reasoning_effort: Effort | None = Field(
+        None,
+        description="For models whose template knows it; with those that only switch, none is off. "
+        "Others: none or medium.",
+    )
+
+
+class ChatRequest(Conversation, GenerationRequest):
     """A conversation to continue."""
 
     refused: ClassVar = {
         **GenerationRequest.refused,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
@@ -119,7 +149,6 @@ class ChatRequest(GenerationRequest):
         "prediction": (),
         "web_search_options": (),
         "moderation": (),
-        "reasoning_effort": ("none", "medium"),
         "verbosity": ("medium",),
         "service_tier": ("auto", "default"),
         "continue_final_message": (False,),
@@ -137,23 +166,14 @@ class ChatRequest(GenerationRequest):
     top_logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="Likeliest alternatives beside each token; needs logprobs."
     )
-    add_generation_prompt: bool | None = Field(True, description="Begin the assistant's turn.")
-    chat_template_kwargs: TemplateKwargs = Field(
-        default_factory=dict, description="Variables for the chat template, such as enable_thinking."
-    )
+    include_reasoning: bool | None = Field(True, description="false: leave out what the model thought.")
     # Taken as OpenAI clients send them; they ask for nothing that changes the answer.
     store: bool | None = Field(False, description="Taken and ignored: nothing is stored.")
     metadata: dict[str, str] | None = Field(None, max_length=64, description="Taken and ignored.")
-    parallel_tool_calls: bool | None = Field(None, description="Taken and ignored.")
-    tool_choice: Any = Field(None, description="`none` or `auto` only.")
-    function_call: Any = Field(None, description="`none` or `auto` only.")
-    tools: Any = Field(None, description="Not supported yet: empty or left out.")
-    functions: Any = Field(None, description="Not supported yet: empty or left out.")
+    function_call: Any = Field(None, description="`none` or `auto` only: use tool_choice.")
+    functions: Any = Field(None, description="Empty or left out: use tools.")
     response_format: Any = Field(None, description='Only {"type": "text"} yet.')
     modalities: Any = Field(None, description='Only ["text"].')
-    reasoning_effort: str | None = Field(
-        None, description="`none` or `medium` only: the model is used as it is."
-    )
     verbosity: str | None = Field(None, description="`medium` only.")
     service_tier: str | None = Field(None, description="`auto` or `default`.")
     safety_identifier: str | None = Field(None, description="Taken and ignored.")

@@ -231,11 +231,13 @@ def to_sampling_params(
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    shown_token_ids: tuple[int, ...] = (),
 ) -> SamplingParams:
     """The one way from a request to SamplingParams.
 
     Args:
         defaults: the model's own, for fields that the request leaves out.
+        shown_token_ids: special tokens that whoever reads the text must see.
 
     Raises:
         InvalidRequest: naming the field.
@@ -247,6 +249,7 @@ def to_sampling_params(
         max_tokens=max_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        shown_token_ids=shown_token_ids,
     )
 
 

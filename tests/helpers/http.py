@@ -33,11 +33,12 @@ async def in_process(
     *,
     wait: bool = True,
     tracer: Tracer | None = None,
+    template: FakeTemplate | None = None,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, FakeClient]]:
     """(an HTTP client, the fake engine) without a socket."""
     engine = client or FakeClient()
     chosen = settings or ServerSettings()
-    app = create_app(engine, chosen, FakeTokenizer(), FakeTemplate(), tracer=tracer)
+    app = create_app(engine, chosen, FakeTokenizer(), template or FakeTemplate(), tracer=tracer)
     async with app.router.lifespan_context(app):
         if wait:
             await app.state.service.started.wait()
@@ -80,7 +81,9 @@ class Live:
 
 @contextmanager
 def live(
-    settings: ServerSettings | None = None, make: Callable[[], FakeClient] = FakeClient
+    settings: ServerSettings | None = None,
+    make: Callable[[], FakeClient] = FakeClient,
+    template: FakeTemplate | None = None,
 ) -> Iterator[Live]:
     """A real server; ends when the block does."""
     started = threading.Event()
@@ -89,7 +92,7 @@ def live(
     async def serve() -> None:
         chosen = settings or ServerSettings()
         engine = make()
-        app = create_app(engine, chosen, FakeTokenizer(), FakeTemplate())
+        app = create_app(engine, chosen, FakeTokenizer(), template or FakeTemplate())
         with listen("127.0.0.1", 0) as sock:
             server = Server(app, chosen)
             made.append(Live(sock.getsockname()[1], engine, server, asyncio.get_running_loop()))

@@ -71,6 +71,9 @@ NESTED: Any = {}
 for _ in range(200):
     NESTED = {"a": NESTED}
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
 ROWS = [
     Row("unknown model", {"model": "../../etc/passwd"}, "model", 404, "model_not_found"),
     Row("huge model name", {"model": "m" * 1_000_000}, "model", 404, "model_not_found"),
@@ -212,7 +215,27 @@ ROWS = [
                 {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]},
                 "messages[0].content",
             ),
-            ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls"),
+            ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls[0].function"),
+            ({"role": "assistant", "tool_calls": {}}, "messages[0].tool_calls"),
+            (
+                {"role": "assistant", "tool_calls": [{"id": "", "function": {"name": "f", "arguments": ""}}]},
+                "messages[0].tool_calls[0].id",
+            ),
+            (
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {}}}],
+                },
+                "messages[0].tool_calls[0].function.arguments",
+            ),
+            (
+                {"role": "user", "content": "x", "tool_calls": [CALL]},
+                "messages[0].tool_calls",
+            ),
+            ({"role": "assistant", "tool_calls": [CALL] * 129}, "messages[0].tool_calls"),
+            ({"role": "assistant", "function_call": {"name": "f"}}, "messages[0].function_call"),
+            ({"role": "tool", "content": "4"}, "messages[0].tool_call_id"),
+            ({"role": "tool", "tool_call_id": "x"}, "messages[0].content"),
         )
     ),
     Row("logprobs: number", {"logprobs": 1}, "logprobs", only=CHAT),
@@ -239,10 +262,51 @@ ROWS = [
         )
     ),
     *(
+        Row(f"tools {tools}", {"tools": tools}, param, only=CHAT)
+        for tools, param in (
+            ({}, "tools"),
+            ([3], "tools[0]"),
+            ([{}], "tools[0].type"),
+            ([{"type": "custom", "custom": {"name": "f"}}], "tools[0].type"),
+            ([{"type": "function"}], "tools[0].function"),
+            ([{"type": "function", "function": {}}], "tools[0].function.name"),
+            ([{"type": "function", "function": {"name": "a b"}}], "tools[0].function.name"),
+            ([{"type": "function", "function": {"name": "x" * 65}}], "tools[0].function.name"),
+            (
+                [{"type": "function", "function": {"name": "f", "parameters": []}}],
+                "tools[0].function.parameters",
+            ),
+            ([TOOL] * 129, "tools"),
+            ([TOOL] * 2, "tools[1].function.name"),
+        )
+    ),
+    *(
+        Row(f"tool_choice {choice}", {"tool_choice": choice}, "tool_choice", only=CHAT)
+        for choice in (
+            *(
+                "any",
+                3,
+                [],
+                {},
+                "required",
+                {"type": "function"},
+                {"type": "function", "function": {"name": 3}},
+            ),
+            {"type": "function", "function": {"name": "f"}},
+            {"type": "custom", "custom": {"name": "f"}},
+            {"type": "allowed_tools"},
+            {"type": "allowed_tools", "allowed_tools": {"mode": "none", "tools": [TOOL]}},
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}},
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TOOL]}},
+        )
+    ),
+    Row("parallel_tool_calls: 1", {"parallel_tool_calls": 1}, "parallel_tool_calls", only=CHAT),
+    Row("reasoning_effort: hard", {"reasoning_effort": "hard"}, "reasoning_effort", only=CHAT),
+    Row("include_reasoning: text", {"include_reasoning": "no"}, "include_reasoning", only=CHAT),
+    *(
         Row(f"refused: {name}", {name: value}, name, only=CHAT, code="unsupported_parameter")
         for name, value in {
-            "tools": [{"type": "function", "function": {"name": "f"}}],
-            "tool_choice": "required",
+            "tools": [TOOL],
             "functions": [{"name": "f"}],
             "function_call": {"name": "f"},
             "audio": {"voice": "alloy", "format": "wav"},

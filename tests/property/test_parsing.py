@@ -18,6 +18,7 @@ from server.parsing.tools import CallOptions
 from server.parsing.values import MAX_DEPTH, json_object
 
 OPTIONS = CallOptions(frozenset({"f", "get_weather"}), max_calls=3, max_call_chars=120, new_id=lambda: "id")
+READS = frozenset({"tools"})
 ONE = CallOptions(OPTIONS.names, parallel=False, new_id=lambda: "id")
 
 FRAGMENTS = [
@@ -29,7 +30,7 @@ FRAGMENTS = [
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=30).map("".join)
 notations = st.builds(
-    Notations, st.just(True), st.sampled_from([None, *TOOL_FORMATS]), st.sampled_from([None, "think"])
+    Notations, st.just(READS), st.sampled_from([None, *TOOL_FORMATS]), st.sampled_from([None, "think"])
 ).filter(lambda chosen: chosen.tools or chosen.reasoning)
 
 
@@ -110,7 +111,7 @@ def test_arguments_come_through(
 ) -> None:
     text = written(name, values, ascii_only=ascii_only)
     options = CallOptions(frozenset({"f"}))
-    pieces = feed(Notations(True, name), options, False, cut(text, places))
+    pieces = feed(Notations(READS, name), options, False, cut(text, places))
     message = Message.of(pieces)
     (call,) = message.calls
     assert json.loads(call.arguments) == values
@@ -123,7 +124,7 @@ def test_arguments_come_through(
 def test_python_literals_are_read_as_python_reads_them(literal: str) -> None:
     expected = ast.literal_eval(literal)
     message = Message.of(
-        feed(Notations(True, "pythonic"), CallOptions(frozenset({"f"})), False, [f"[f(x={literal})]"])
+        feed(Notations(READS, "pythonic"), CallOptions(frozenset({"f"})), False, [f"[f(x={literal})]"])
     )
     assert json.loads(message.calls[0].arguments) == {"x": expected}
 
@@ -153,7 +154,7 @@ def test_work_grows_with_the_text_alone(name: str, size: int) -> None:
     """Hundreds of kilobytes of the worst: seconds, where a quadratic reader would run into the time limit."""
     for text in HOSTILE[name]:
         cuts = [text[at : at + size] for at in range(0, len(text), size)]
-        message = Message.of(feed(Notations(True, name), CallOptions(frozenset({"f"})), False, cuts))
+        message = Message.of(feed(Notations(READS, name), CallOptions(frozenset({"f"})), False, cuts))
         assert message == Message(text)
 
 
@@ -161,7 +162,7 @@ def test_depth() -> None:
     def nested(depth: int) -> Message:
         text = '{"a": ' * depth + "1" + "}" * depth
         source = f'<tool_call>{{"name": "f", "arguments": {text}}}</tool_call>'
-        return Message.of(feed(Notations(True, "hermes"), CallOptions(), False, list(source)))
+        return Message.of(feed(Notations(READS, "hermes"), CallOptions(), False, list(source)))
 
     assert len(nested(MAX_DEPTH).calls) == 1
     assert nested(MAX_DEPTH + 1).calls == []
@@ -170,5 +171,5 @@ def test_depth() -> None:
 def test_long_arguments_come_in_small_pieces() -> None:
     text = '<tool_call>{"name": "f", "arguments": {"a": "' + "word " * 1000 + '"}}</tool_call>'
     cuts = [text[at : at + 5] for at in range(0, len(text), 5)]
-    pieces = feed(Notations(True, "hermes"), CallOptions(), False, cuts)
+    pieces = feed(Notations(READS, "hermes"), CallOptions(), False, cuts)
     assert max(len(piece.text) for piece in pieces if isinstance(piece, CallArguments)) <= 10

@@ -156,6 +156,10 @@ def test_special_tokens_on_request() -> None:
         assert (await collect(client.submit("a", say("x"), params)))[0] == "x<end>"
         params = SamplingParams(skip_special_tokens=False)
         assert (await collect(client.submit("a", say("x"), params)))[0] == "x"
+        params = SamplingParams(include_stop_str_in_output=True)
+        assert (await collect(client.submit("a", say("x"), params)))[0] == "x"
+        params = SamplingParams(include_stop_str_in_output=True, shown_token_ids=(END,))
+        assert (await collect(client.submit("a", say("x"), params)))[0] == "x<end>"
 
     run(test)
 

@@ -91,3 +91,15 @@ def test_word_pieces_join(tmp_path_factory: pytest.TempPathFactory) -> None:
     tokenizer = load(tmp_path_factory, "word_piece")
     ids = tokenizer.encode("the quick foxes, jumping")
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_some_special_tokens_are_shown_where_others_are_not(tokenizer: Tokenizer) -> None:
+    """A parser of calls must see [TOOL_CALLS], which a reader of the text must not."""
+    special = sorted(tokenizer.special_ids)
+    shown, hidden = special[0], special[-1]
+    assert shown != hidden
+    word = tokenizer.encode("word", add_special_tokens=False)
+    detokenizer = make_detokenizer(tokenizer, word, shown=(shown,))
+    text = "".join([*map(detokenizer.push, [*word, shown, hidden, *word]), detokenizer.finish()])
+    assert tokenizer.token_text(shown).strip() in text
+    assert tokenizer.token_text(hidden).strip() not in text

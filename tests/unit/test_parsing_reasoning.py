@@ -12,10 +12,11 @@ from server.parsing.reasoning import REASONING_TAGS, ReasoningSplitter
 from server.parsing.tools import CallOptions
 
 THINK = REASONING_TAGS["think"]
+READS = frozenset({"tools"})
 
 
 def read(text: str, size: int = 0, *, opened: bool = False, tools: bool = False) -> Message:
-    notations = Notations(True, "hermes", "think")
+    notations = Notations(READS, "hermes", "think")
     parser = notations.parser(CallOptions() if tools else None, {}, opened=opened)
     assert parser is not None
     cuts = [text[at : at + size] for at in range(0, len(text), size)] if size else [text]
@@ -111,7 +112,16 @@ LLAMA = 'Respond in the format {"name": function name, "parameters": dictionary}
 )
 def test_detection(template: str, takes_tools: bool, tools: str | None, reasoning: str | None) -> None:
     found = detect({"default": template})
-    assert (found.takes_tools, found.tool_format, found.reasoning_format) == (takes_tools, tools, reasoning)
+    assert ("tools" in found.reads, found.tool_format, found.reasoning_format) == (
+        takes_tools,
+        tools,
+        reasoning,
+    )
+
+
+def test_variables_a_template_reads() -> None:
+    found = detect({"default": "{% if enable_thinking is defined %}", "other": "{{ reasoning_effort }}"})
+    assert found.reads == {"enable_thinking", "reasoning_effort"}
 
 
 def test_the_template_for_tools_is_asked_first() -> None:
@@ -121,9 +131,9 @@ def test_the_template_for_tools_is_asked_first() -> None:
 
 def test_the_operator_decides() -> None:
     templates = {"default": QWEN + "</think>"}
-    assert choose(templates) == Notations(True, "hermes", "think")
-    assert choose(templates, "none", "none") == Notations(True, None, None)
-    assert choose(templates, "mistral", "cohere") == Notations(True, "mistral", "cohere")
+    assert choose(templates) == Notations(READS, "hermes", "think")
+    assert choose(templates, "none", "none") == Notations(READS, None, None)
+    assert choose(templates, "mistral", "cohere") == Notations(READS, "mistral", "cohere")
     assert Notations().parser(CallOptions(), {}) is None
 
 
@@ -136,5 +146,8 @@ def test_a_prompt_that_begins_the_thoughts() -> None:
 
 def test_markers_that_are_special_tokens() -> None:
     control = {"[TOOL_CALLS]": 9, "[ARGS]": 32, "</s>": 2, "[THINK]": 34}
-    assert Notations(True, "mistral", "mistral").hidden_markers(control, {2, 9, 32}) == (9, 32)
-    assert Notations(True, "hermes").hidden_markers(control, {2, 9, 32}) == ()
+    notations = Notations(READS, "mistral", "mistral")
+    assert notations.hidden_markers(control, {2, 9, 32, 34}, tools=True) == (9, 32, 34)
+    assert notations.hidden_markers(control, {2, 9, 32, 34}, tools=False) == (34,)
+    assert notations.hidden_markers(control, {2, 9}, tools=True) == (9,)
+    assert Notations(READS, "hermes").hidden_markers(control, {2, 9, 32}, tools=True) == ()

@@ -190,7 +190,7 @@ def test_a_call_that_breaks_in_a_stream_goes_on_as_content() -> None:
     text = '<tool_call>{"name": "now", "arguments": {"a": oh no</tool_call>'
     parser = make("hermes")
     start, arguments, broken, rest = [*parser.push(text), *parser.finish()]
-    assert (start, arguments) == (CallStart(0, "id0", "now"), CallArguments(0, '{"a": '))
+    assert (start, arguments) == (CallStart(0, "id0", "now"), CallArguments(0, '{"a": oh'))
     assert isinstance(broken, CallBroken) and isinstance(rest, Content)
     assert broken.source + rest.text == text
     assert rest.text == " no</tool_call>"

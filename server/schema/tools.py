@@ -1,0 +1,114 @@
+"""Tools, which of them to call, and the calls of earlier turns, as the chat API writes them.
+
+Knows shapes only: what this server or its model cannot do is said by server.tools.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from server.schema.common import WireModel, field_error
+
+MAX_TOOLS = 128
+MAX_TOOL_CALLS = 128
+MAX_ID_CHARS = 256
+NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+
+
+class Function(WireModel):
+    """What a model may call."""
+
+    name: str = Field(pattern=NAME)
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(
+        None, description="A JSON schema of the arguments; left out: there are none."
+    )
+    strict: bool | None = Field(False, description="Not supported yet: false or left out.")
+
+
+class Tool(WireModel):
+    """One tool; custom tools are not supported."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class CalledFunction(WireModel):
+    name: str = Field(min_length=1, max_length=256)
+    arguments: str = Field(description="A JSON object, as text.")
+
+
+class ToolCall(WireModel):
+    """A call that the assistant has made in an earlier turn."""
+
+    id: str = Field(min_length=1, max_length=MAX_ID_CHARS)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Choice(WireModel):
+    """Settled: `mode`, and the names of the tools that may be called (None: all)."""
+
+    mode: Literal["none", "auto", "required"]
+    names: tuple[str, ...] | None = None
+
+
+def _parse_choice(value: Any) -> Any:
+    """A word, {"type": "function", ...} or {"type": "allowed_tools", ...}."""
+    if value is None or isinstance(value, Choice):
+        return value
+    if isinstance(value, str):
+        if value not in ("none", "auto", "required"):
+            raise field_error('must be "none", "auto", "required" or an object that names a function')
+        return Choice(mode=value)  # type: ignore[arg-type]
+    if not isinstance(value, dict) or value.get("type") not in ("function", "allowed_tools"):
+        raise field_error('must be "none", "auto", "required" or an object that names a function')
+    if value["type"] == "function":
+        return Choice(mode="required", names=(_name(value),))
+    allowed = value.get("allowed_tools")
+    allowed = allowed if isinstance(allowed, dict) else {}
+    tools = allowed.get("tools")
+    if not isinstance(tools, list) or not tools or allowed.get("mode") not in ("auto", "required"):
+        raise field_error("allowed_tools needs a mode, auto or required, and a list of tools")
+    return Choice(mode=allowed["mode"], names=tuple(_name(tool) for tool in tools))
+
+
+def _name(value: Any) -> str:
+    function = value.get("function") if isinstance(value, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        raise field_error('a function is named by {"type": "function", "function": {"name": "..."}}')
+    return name
+
+
+_NAMED = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+    },
+    "required": ["type", "function"],
+}
+_ALLOWED = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "allowed_tools"},
+        "allowed_tools": {
+            "type": "object",
+            "properties": {
+                "mode": {"enum": ["auto", "required"]},
+                "tools": {"type": "array", "minItems": 1, "items": _NAMED},
+            },
+            "required": ["mode", "tools"],
+        },
+    },
+    "required": ["type", "allowed_tools"],
+}
+
+ToolChoice = Annotated[
+    Choice | None,
+    BeforeValidator(_parse_choice),
+    WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, _NAMED, _ALLOWED, {"type": "null"}]}),
+]
