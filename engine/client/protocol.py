@@ -57,7 +57,8 @@ class EngineClient(Protocol):
     async def probe_cache(self, prompt_ids: Sequence[int], scope: CacheScope = DEFAULT_SCOPE) -> CacheReport:
         """What of a prompt would be reused if it were submitted now. Changes nothing, counts nothing.
 
-        Raises: EngineDead, as do all questions about the cache.
+        Raises: what `submit` raises of such a prompt. EngineDead, and RequestFailed where the engine could
+            not answer, as do all questions about the cache.
         """
         ...
 

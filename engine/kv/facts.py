@@ -15,7 +15,8 @@ from engine.views import Lane, PoolFrame
 
 
 class BlockFacts:
-    """The columns, and what is counted by tenant. Written by the BlockPool alone.
+    """The columns, and what is counted by tenant. Written by the BlockPool; the KVManager says what follows
+    what, and what time it is.
 
     A free block's row is zero, and so is the padding block's.
 
@@ -23,8 +24,9 @@ class BlockFacts:
         refs, kept: the pool's own columns.
 
     Attributes:
-        now_ds: the engine's clock in tenths of a second since it started. Whoever has a clock sets it.
-        owners: the number of the request that took the block. positions: its place in page tables.
+        now_ds: the engine's clock in tenths of a second since it started.
+        owners: the number of the request that took the block. tenants: on whose account, an index into
+            `tenant_names`, of which the first is nobody. positions: its place in page tables.
         parents: the published block with the tokens before; 0 for a chain's first, or where that is gone.
         taken_ds: when it was taken. idle_ds: since when nobody uses it.
         in_use, cached: blocks of each tenant. A block stays its taker's until it is empty.
