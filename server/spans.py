@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -71,7 +71,7 @@ def _spans(
     for message, content in zip(messages, contents, strict=True):
         start, end = (0, 0)
         if content:
-            start, end = places.first[ends[at]], places.last[ends[at + 1] - 1] + 1
+            start, end = places.token(ends[at]), places.token(ends[at + 1] - 1, last_byte=True) + 1
             at += 2
         spans.append(MessageSpan(message["role"], start, end))
     return tuple(spans)
@@ -121,35 +121,36 @@ def _visible(text: str) -> str:
     return "".join(text.split())
 
 
-@dataclass(frozen=True, slots=True)
 class _Places:
-    """A prompt's visible characters, and for each the tokens of its first and its last byte."""
+    """Where a prompt's visible characters are.
 
-    text: str
-    first: Sequence[int]
-    last: Sequence[int]
+    Args:
+        pieces: the bytes of its tokens.
+
+    Raises:
+        UnicodeDecodeError: they are not text.
+    """
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        whole = b"".join(pieces).decode("utf-8")
+        words = re.split(r"(\s+)", whole)
+        self.text = "".join(words[::2])
+        self._words = words[::2]
+        # Before each word: visible characters, and bytes.
+        self._visible = list(accumulate(map(len, self._words), initial=0))
+        self._bytes = list(accumulate((len(word.encode()) for word in words), initial=0))[::2]
+        self._tokens = list(accumulate(map(len, pieces), initial=0))
+
+    def token(self, at: int, *, last_byte: bool = False) -> int:
+        """The token in which visible character `at` begins, or the one in which it ends."""
+        word = bisect_right(self._visible, at) - 1
+        within = self._words[word][: at - self._visible[word] + last_byte]
+        place = self._bytes[word] + len(within.encode()) - last_byte
+        return bisect_right(self._tokens, place) - 1
 
 
 def _visible_places(ids: Sequence[int], token_bytes: Callable[[int], bytes]) -> _Places | None:
-    pieces = [token_bytes(token_id) for token_id in ids]
     try:
-        text = b"".join(pieces).decode("utf-8")
+        return _Places([token_bytes(token_id) for token_id in ids])
     except UnicodeDecodeError:
         return None
-    starts = list(accumulate(map(len, pieces), initial=0))
-    places = list(_byte_places(text))
-    return _Places(
-        _visible(text),
-        [bisect_right(starts, begin) - 1 for begin, _ in places],
-        [bisect_right(starts, end) - 1 for _, end in places],
-    )
-
-
-def _byte_places(text: str) -> Iterator[tuple[int, int]]:
-    """Where each visible character's first and last byte are."""
-    at = 0
-    for character in text:
-        size = len(character.encode())
-        if not character.isspace():
-            yield at, at + size - 1
-        at += size
