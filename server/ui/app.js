@@ -270,7 +270,7 @@ const byState = () => [2, 3, 1, 0].map((state) => ({
 }));
 
 function byAge() {
-  const bounds = [[0, 1, "in use or just now"], [1, 10, "10 s"], [10, 60, "1 min"], [60, 600, "10 min"], [600, Infinity, "longer"]];
+  const bounds = [[0, 1, "in use or just now"], [1, 10, "idle for 1 – 10 s"], [10, 60, "10 – 60 s"], [60, 600, "1 – 10 min"], [600, Infinity, "longer"]];
   const counts = bounds.map(() => 0);
   const now = performance.now();
   const age = (id) => bounds.findIndex(([, to]) => pool.idleSeconds(id, now) < to);

@@ -34,7 +34,7 @@ export class Lanes {
     const shown = rows.slice(0, MOST);
     this.scale = Math.max(64, ...shown.map(({ lane }) => lane.prompt_tokens + lane.output_tokens));
     keyed($("lanes"), shown, (row) => row.name, (row) => this.#make(row), (node, row) => this.#update(node, row, now));
-    const left = rows.length - shown.length + this.pool.lanesLeftOut;
+    const left = this.live.size + this.pool.lanesLeftOut - shown.filter((row) => !row.over).length;
     setText($("lanes-about"), this.live.size ? plural(this.live.size + this.pool.lanesLeftOut, "request") + (left > 0 ? `, ${count(left)} not shown` : "") : "");
     $("lanes-empty").hidden = rows.length > 0;
     clearTimeout(this.timer);

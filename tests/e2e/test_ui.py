@@ -456,4 +456,6 @@ def test_a_new_engine_is_shown_when_the_old_one_died(browser: Any, tmp_path: Pat
         visit.wait(lambda: visit.blocks(CACHED) == 0)
         assert "8000" in visit.say(QUESTION).inner_text()
         visit.wait(lambda: visit.blocks(CACHED) > 0)
+        # A question that was on its way when the engine died got 503; the browser notes it.
+        visit.complaints = [text for text in visit.complaints if "503" not in text]
         visit.close()
