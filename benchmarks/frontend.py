@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from benchmarks import machine, processes
 from engine.config import CacheConfig, EngineConfig, EngineOptions, ModelConfig, SchedulerConfig
 from engine.core import EngineCore
-from engine.plan import StepPlan, StepResult
+from engine.plan import StepPlan, StepResult, TokenMasks
 from engine.text.tokenizer import Tokenizer
 from engine.types import EngineInfo
 
@@ -65,7 +65,7 @@ class PacedExecutor:
     def forward(self, plan: StepPlan) -> None:
         self._due_s = max(self._due_s + self._step_s, time.perf_counter())
 
-    def sample(self, plan: StepPlan) -> _Drawn:
+    def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> _Drawn:
         ids, first = self._token_ids, self._at
         count = sum(sequence.samples for sequence in plan.sequences)
         self._at = (first + count) % len(ids)

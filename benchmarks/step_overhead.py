@@ -25,7 +25,7 @@ from typing import NamedTuple
 from benchmarks.machine import commit
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.core import EngineCore
-from engine.plan import StepPlan, StepResult
+from engine.plan import StepPlan, StepResult, TokenMasks
 from engine.process import frames
 from engine.types import SamplingParams
 
@@ -50,7 +50,7 @@ class NullExecutor:
     def forward(self, plan: StepPlan) -> None:
         self._drawn = [7] * sum(sequence.samples for sequence in plan.sequences)
 
-    def sample(self, plan: StepPlan) -> _Done:
+    def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> _Done:
         return _Done(self._drawn)
 
 

@@ -20,7 +20,9 @@ from engine.model import checkpoint as checkpoints
 from engine.model import loader
 from engine.model.checkpoint import Checkpoint
 from engine.plan import RowStart, SequencePlan, StepPlan
+from engine.sample.grammar import CompiledGrammars
 from engine.sample.sampler import Sampler
+from engine.text.tokenizer import Tokenizer
 from engine.types import EngineInfo, SamplingParams
 from kernels import api
 
@@ -42,9 +44,10 @@ def build(options: EngineOptions, progress: Progress | None = None) -> tuple[Eng
     checkpoint = checkpoints.inspect(options.model)
     facts = model_facts(checkpoint, device)
     config = resolve(options, facts, devices.measure(device))
+    grammars = build_grammars(config, checkpoint)
     executor = build_executor(config, checkpoint, device, progress)
     warm_up(executor)
-    return EngineCore(config, executor), engine_info(config, checkpoint, facts, device)
+    return EngineCore(config, executor, grammars=grammars), engine_info(config, checkpoint, facts, device)
 
 
 def model_facts(checkpoint: Checkpoint, device: torch.device) -> ModelFacts:
@@ -95,6 +98,13 @@ def build_executor(
     rows = Rows(num_rows, max_blocks, device)
     sampler = Sampler(num_rows, spec.vocab_size, config.model.eos_token_ids, device)
     return LocalExecutor(model, store, rows, sampler)
+
+
+def build_grammars(config: EngineConfig, checkpoint: Checkpoint) -> CompiledGrammars:
+    """Where the checkpoint has no tokenizer, grammars are refused; ids alone do without."""
+    return CompiledGrammars(
+        lambda: Tokenizer.from_dir(checkpoint.path), config.model.vocab_size, config.model.eos_token_ids
+    )
 
 
 def warm_up(executor: LocalExecutor) -> None:

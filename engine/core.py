@@ -7,6 +7,11 @@ One step ahead, the step that is executed and the one that is seen are not the s
     steps_ahead 1:   schedule 1 | execute 1 | update 1 | schedule 2 | execute 2 | update 2 | ...
     steps_ahead 2:   schedule 1 | execute 1 | schedule 2 | execute 2 | update 1 | schedule 3 | ...
                                   '- the device computes -----------------'
+
+A step under a grammar is forwarded as early as any, and sampled once the tokens before it were seen:
+
+    steps_ahead 2:   ... | schedule 2 | forward 2 | update 1 | masks 2 | sample 2 | schedule 3 | ...
+                                        '- the device computes ------------------------------
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from collections.abc import Callable, Sequence
 
 from engine.config import EngineConfig
 from engine.errors import InvalidRequest
+from engine.grammar import Grammar, Grammars, Matcher
 from engine.kv.manager import KVManager
 from engine.plan import Executor, StepHandle, StepPlan
 from engine.request import Request
@@ -39,13 +45,19 @@ class EngineCore:
     Args:
         executor: runs plans in order; a fake one needs no device.
         clock: seconds from any moment on, never backwards.
+        grammars: compiles what text must be; without it requests with a grammar are refused.
     """
 
     def __init__(
-        self, config: EngineConfig, executor: Executor, clock: Callable[[], float] = time.monotonic
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        clock: Callable[[], float] = time.monotonic,
+        grammars: Grammars | None = None,
     ) -> None:
         model, limits = config.model, config.scheduler
         self.kv = KVManager(config.cache)
+        self.grammars = grammars
         self.scheduler = Scheduler(
             limits,
             self.kv,
@@ -90,6 +102,7 @@ class EngineCore:
                 seed=choice_seed(seed, i),
                 scope=scope,
                 explain=explain,
+                matcher=self._matcher(params.grammar),
             )
             for i in range(params.n)
         )
@@ -127,10 +140,8 @@ class EngineCore:
             if plan is not None:
                 self._execute(plan)
             if self._in_flight and (plan is None or len(self._in_flight) >= self._steps_ahead):
-                plan, handle = self._in_flight.popleft()
-                outputs = self.scheduler.update(plan, handle.result())
-            else:
-                outputs = self.scheduler.take_outputs()
+                self._see_oldest()
+            outputs = self.scheduler.take_outputs()
         except BaseException:
             self._in_flight.clear()
             self.scheduler.restart()
@@ -229,7 +240,23 @@ class EngineCore:
 
     def _execute(self, plan: StepPlan) -> None:
         self._executor.forward(plan)
-        self._in_flight.append((plan, self._executor.sample(plan)))
+        masks = None
+        if plan.constrained:
+            while self._in_flight:
+                self._see_oldest()
+            masks = self.scheduler.masks(plan)
+        self._in_flight.append((plan, self._executor.sample(plan, masks)))
+
+    def _see_oldest(self) -> None:
+        plan, handle = self._in_flight.popleft()
+        self.scheduler.see(plan, handle.result())
+
+    def _matcher(self, grammar: Grammar | None) -> Matcher | None:
+        if grammar is None:
+            return None
+        if self.grammars is None:
+            raise InvalidRequest("This engine has no grammars.", "grammar")
+        return self.grammars.start(grammar)
 
     def _check_idle(self) -> None:
         """What costs nothing is checked whenever nothing runs, before anything changes."""

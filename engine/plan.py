@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.types import SamplingParams, TokenLogprob
 
 
@@ -44,23 +47,40 @@ class SequencePlan(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """One step. `sequences` holds those with a single token (decodes) first."""
+    """One step. `sequences` holds those with a single token (decodes) first.
+
+    With `constrained`, some of the tokens to be drawn must fit a grammar: `sample` gets masks.
+    """
 
     step: int
     sequences: tuple[SequencePlan, ...]
     row_starts: tuple[RowStart, ...] = ()
     block_copies: tuple[tuple[int, int], ...] = ()  # (source, destination), done before any write
+    constrained: bool = False
 
     @property
     def num_tokens(self) -> int:
         return sum(sequence.num_tokens for sequence in self.sequences)
 
 
+class TokenMasks(NamedTuple):
+    """Which tokens may be drawn, for the sequences under a grammar.
+
+    Attributes:
+        indices: of those, among the sequences of the plan that sample.
+        words_KW: one row each; bit t % 32 of word t // 32 is token t. Bits past the vocabulary mean nothing.
+    """
+
+    indices: list[int]
+    words_KW: NDArray[np.uint32]
+
+
 class StepResult(NamedTuple):
     """What a step sampled, one entry per sequence of the plan that has `samples`, in plan order.
 
     Attributes:
-        token_ids: the drawn tokens; -1 where the row's logits were not finite.
+        token_ids: the drawn tokens; NOT_FINITE where the row's logits were not, NOTHING_LEFT where no token
+            that its grammar allows may be drawn.
         logprobs: aligned with token_ids, or empty when no sequence asked.
         prompt_logprobs: (index into plan.sequences, logprobs) for those that asked.
     """
@@ -68,6 +88,10 @@ class StepResult(NamedTuple):
     token_ids: list[int]
     logprobs: Sequence[TokenLogprob | None] = ()
     prompt_logprobs: Sequence[tuple[int, Sequence[TokenLogprob]]] = ()
+
+
+NOT_FINITE = -1
+NOTHING_LEFT = -2
 
 
 class StepHandle(Protocol):
@@ -84,4 +108,4 @@ class Executor(Protocol):
 
     def forward(self, plan: StepPlan) -> None: ...
 
-    def sample(self, plan: StepPlan) -> StepHandle: ...
+    def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> StepHandle: ...

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto, unique
 
+from engine.grammar import Matcher
 from engine.types import SamplingParams, TokenLogprob
 from engine.views import DEFAULT_SCOPE, CacheReport, CacheScope
 
@@ -85,6 +86,7 @@ class Request:
         scope: on whose account its blocks are, and with whom they are shared.
         account: its tenant's, from its arrival at the scheduler on.
         number: its id as an unsigned 32-bit number, for columns of numbers; 0 where the id is none.
+        matcher: where it is in its grammar, as far as tokens were seen; None where it has none.
         explain: its caller wants to know what was reused. `report` says it, until it is handed over.
         arrival_s, admitted_s, first_token_s: by the engine's clock. Only the choice that was in the queue
             is ever admitted; first_token_s is each choice's own.
@@ -99,9 +101,9 @@ class Request:
     __slots__ = (
         "account", "admitted_s", "arrival_s", "block_ids", "block_keys", "cached_tokens", "compute_limit",
         "computed", "confirmed", "copy_source", "explain", "first_token_s", "followers", "in_flight",
-        "index", "lost_tokens", "max_output", "num_published", "number", "order", "params", "preemptions",
-        "prompt_len", "prompt_logprobs", "report", "request_id", "row", "scope", "seed", "started", "status",
-        "stop_ids", "token_ids",
+        "index", "lost_tokens", "matcher", "max_output", "num_published", "number", "order", "params",
+        "preemptions", "prompt_len", "prompt_logprobs", "report", "request_id", "row", "scope", "seed",
+        "started", "status", "stop_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +116,7 @@ class Request:
         seed: int = 0,
         scope: CacheScope = DEFAULT_SCOPE,
         explain: bool = False,
+        matcher: Matcher | None = None,
     ) -> None:
         self.request_id = request_id
         self.number = _number(request_id)
@@ -122,6 +125,7 @@ class Request:
         self.seed = seed
         self.scope = scope
         self.explain = explain
+        self.matcher = matcher
         self.report: CacheReport | None = None
         self.token_ids: list[int] = list(prompt_ids)
         self.prompt_len = len(self.token_ids)

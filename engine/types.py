@@ -12,6 +12,7 @@ from enum import StrEnum, unique
 from typing import NamedTuple
 
 from engine.errors import InvalidRequest
+from engine.grammar import Grammar
 from engine.views import CacheReport, HistogramData, TenantUse
 
 MAX_LOGPROBS = 20
@@ -54,6 +55,7 @@ class SamplingParams:
         skip_special_tokens: leave the model's special tokens out of the text, except `shown_token_ids`.
         logprobs: None, or how many alternatives to return beside each generated token (0: only its own).
         prompt_logprobs: the same for the prompt's tokens; the prefix cache is not read then.
+        grammar: what the text must be. Other tokens are not drawn; a choice ends when it is complete.
 
     Raises:
         InvalidRequest: naming the field.
@@ -79,6 +81,7 @@ class SamplingParams:
     shown_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _in_range("n", self.n, 1, MAX_CHOICES)

@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.copy_blocks import cpu as _copy_blocks_cpu
 from kernels.linear.linear import PackedLinear, linear, pack_linear
 from kernels.logprobs import cpu as _logprobs_cpu
+from kernels.mask_tokens import cpu as _mask_tokens_cpu
 from kernels.native.library import leave_torch_one_thread
 from kernels.paged_attention import cpu as _paged_attention_cpu
 from kernels.penalize import cpu as _penalize_cpu
@@ -37,6 +38,7 @@ __all__ = [
     "leave_torch_one_thread",
     "linear",
     "logprobs",
+    "mask_tokens",
     "pack_linear",
     "paged_attention",
     "penalize",
@@ -207,6 +209,25 @@ def penalize(logits_SV: Tensor, params: PenaltyParams) -> None:
     if logits_SV.shape[0]:
         backend = _triton("penalize") if logits_SV.is_cuda else _penalize_cpu
         backend.penalize(logits_SV, params)
+
+
+def mask_tokens(logits_SV: Tensor, words_KW: Tensor, row_K: Tensor) -> None:
+    """Sets the logits of row `row_K[k]` to -inf in place, for tokens whose bit in mask k is not set.
+
+    Args:
+        words_KW: int32; bit t % 32 of word t // 32 is token t.
+        row_K: distinct int64 rows of the logits.
+    """
+    _check_logits(logits_SV)
+    _check_ids("rows", row_K)
+    rows, vocabulary = row_K.shape[0], logits_SV.shape[1]
+    if words_KW.dtype != torch.int32 or words_KW.dim() != 2 or not words_KW.is_contiguous():
+        raise _bad("masks must be contiguous int32 [K, W]", words_KW)
+    if words_KW.shape[0] != rows or words_KW.shape[1] * 32 < vocabulary or rows > logits_SV.shape[0]:
+        raise _bad("masks must be one per row, with a bit for each token", words_KW, row_K, logits_SV)
+    if rows:
+        backend = _triton("mask_tokens") if logits_SV.is_cuda else _mask_tokens_cpu
+        backend.mask_tokens(logits_SV, words_KW, row_K)
 
 
 def logprobs(logits_SV: Tensor, token_S: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:

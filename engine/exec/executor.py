@@ -17,7 +17,7 @@ from engine.exec.batch import BatchTensors
 from engine.exec.kv_store import KVStore
 from engine.exec.rows import Rows
 from engine.model.transformer import Transformer
-from engine.plan import RowStart, SequencePlan, StepPlan, StepResult
+from engine.plan import RowStart, SequencePlan, StepPlan, StepResult, TokenMasks
 from engine.sample.sampler import PendingLogprobs, Sampler
 from engine.types import TokenLogprob
 
@@ -54,7 +54,7 @@ class LocalExecutor:
         self._step = _Step(plan, tensors, logits_SV, self._prompt_logprobs(plan, hidden_TE))
 
     @torch.inference_mode()
-    def sample(self, plan: StepPlan) -> _Handle:
+    def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> _Handle:
         """Launches the draw of the step that `forward` launched last."""
         step = self._step
         if step is None or step.plan is not plan:
@@ -66,10 +66,12 @@ class LocalExecutor:
         positions = [sequence.start + sequence.num_tokens for sequence in sampling]
         if not sampling:
             return _Handle(None, None, step.prompt_logprobs)
-        keep = any(count is not None for count in wanted) and self._sampler.changes_logits(rows)
+        keep = any(count is not None for count in wanted) and (
+            masks is not None or self._sampler.changes_logits(rows)
+        )
         raw_SV = step.logits_SV.clone() if keep else step.logits_SV
         row_S, position_S = step.tensors.sample_row, step.tensors.sample_position
-        token_S = self._sampler.sample(step.logits_SV, rows, positions, row_S, position_S)
+        token_S = self._sampler.sample(step.logits_SV, rows, positions, row_S, position_S, masks)
         self._rows.last_token_R[row_S] = token_S.clamp(min=0)
         return _Handle(token_S, PendingLogprobs(raw_SV, token_S, wanted), step.prompt_logprobs)
 

@@ -1,7 +1,7 @@
 """Draws the next token of each row, batched, on the device. It knows rows and logits; not requests.
 
-Order: logit bias, minimum length, penalties -> temperature -> top-k, top-p, min-p -> draw. The draw depends
-on the row's seed and the token's position alone, so the same seed gives the same text in any batch.
+Order: logit bias, minimum length, penalties, grammar -> temperature -> top-k, top-p, min-p -> draw. The draw
+depends on the row's seed and the token's position alone, so the same seed gives the same text in any batch.
 Log probabilities are the model's own, before all of that.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.dist.transfer import to_device, to_host
-from engine.plan import RowStart
+from engine.plan import NOT_FINITE, NOTHING_LEFT, RowStart, TokenMasks
 from engine.types import SamplingParams, TokenLogprob
 from kernels import api
 
@@ -86,16 +87,21 @@ class Sampler:
         positions: Sequence[int],
         row_S: Tensor,
         position_S: Tensor,
+        masks: TokenMasks | None = None,
     ) -> Tensor:
-        """Draws token_S int64 and counts it; -1 where a row's logits are not finite.
+        """Draws token_S int64 and counts it; NOT_FINITE or NOTHING_LEFT where a row cannot draw.
 
         Args:
             logits_SV: fp32, changed in place.
             rows, row_S: the rows, on the host and on the device.
             positions, position_S: the position of each token to be drawn, likewise.
+            masks: of the rows under a grammar.
         """
         finite_S = torch.isfinite(logits_SV.amax(dim=-1))
         self._adjust(logits_SV, rows, positions, row_S)
+        if masks is not None:
+            self._mask(logits_SV, masks)
+            empty_S = logits_SV.amax(dim=-1) == -torch.inf
         floats, ints = self._floats_6R[:, row_S], self._ints_3R[:, row_S]
         params = api.SampleParams(
             temperature_S=floats[0],
@@ -108,9 +114,17 @@ class Sampler:
             any_filter=not self._filtered.isdisjoint(rows),
         )
         token_S = api.sample(logits_SV, params)
-        token_S = torch.where(finite_S, token_S, -1)
+        if masks is not None:
+            token_S = torch.where(empty_S, NOTHING_LEFT, token_S)
+        token_S = torch.where(finite_S, token_S, NOT_FINITE)
         self._penalties.count(rows, token_S)
         return token_S
+
+    def _mask(self, logits_SV: Tensor, masks: TokenMasks) -> None:
+        words_KW = torch.from_numpy(masks.words_KW.view(np.int32))
+        if logits_SV.is_cuda:
+            words_KW = words_KW.pin_memory().to(logits_SV.device, non_blocking=True)
+        api.mask_tokens(logits_SV, words_KW, to_device(masks.indices, torch.int64, logits_SV.device))
 
     def changes_logits(self, rows: Sequence[int]) -> bool:
         """Whether `sample` would overwrite the logits of any of these rows."""

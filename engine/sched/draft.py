@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engine.plan import RowStart, SequencePlan
-from engine.request import Request
+from engine.request import Request, Status
 from engine.sched.budget import StepBudget
 
 
@@ -21,6 +21,11 @@ class Planned(NamedTuple):
     epoch: int
     sequence: SequencePlan
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the request is still in the life it was planned in."""
+        return self.request.preemptions == self.epoch and self.request.status is Status.RUNNING
+
 
 class StepDraft:
     """Sequences of the step, those with a single token apart: they go first in the plan."""
@@ -28,6 +33,7 @@ class StepDraft:
     def __init__(self, budget_tokens: int) -> None:
         self.budget = StepBudget(budget_tokens)
         self.preempted = False
+        self.constrained = False
         self._single: dict[Request, SequencePlan] = {}
         self._longer: dict[Request, SequencePlan] = {}
         self._starts: dict[Request, RowStart] = {}
@@ -55,6 +61,8 @@ class StepDraft:
         request.computed = end
         if samples:
             request.in_flight += 1
+            if request.matcher is not None:
+                self.constrained = True
 
     def remove(self, request: Request) -> None:
         """Takes a request out again. Its counts are the caller's to set back."""

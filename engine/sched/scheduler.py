@@ -24,11 +24,12 @@ from engine.config import SchedulerConfig
 from engine.errors import InvalidRequest, Overloaded
 from engine.kv.manager import KVManager, PrefixHit
 from engine.kv.page_table import blocks_for
-from engine.plan import SequencePlan, StepPlan, StepResult
+from engine.plan import NOTHING_LEFT, SequencePlan, StepPlan, StepResult, TokenMasks
 from engine.request import Request, Status
 from engine.sched.draft import Planned, StepDraft
 from engine.sched.ledger import Ledger
 from engine.sched.limits import RequestLimits
+from engine.sched.masks import draw_masks
 from engine.sched.queue import FcfsQueue, QueuePolicy
 from engine.sched.roster import Roster, expendable
 from engine.sched.show import lanes
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 FAULT = "This request failed inside the engine."
 NOT_FINITE = "The model's output for this request was not finite."
+NOTHING_ALLOWED = "No token that fits the grammar is allowed by the request's other parameters."
 RETRY_AFTER_S = 1.0
 # Admission leaves one block free for each so many running requests: of those that decode, about a
 # quarter asks for its next block within a quarter of a block's tokens.
@@ -169,19 +171,41 @@ class Scheduler:
         self._admit(draft, owed_blocks)
         return self._launch(draft)
 
+    def masks(self, plan: StepPlan) -> TokenMasks | None:
+        """Which tokens the sequences under a grammar may draw in the step launched last.
+
+        The results of all steps before it must have been seen. Choices whose grammar leaves nothing to draw
+        end here.
+        """
+        launched, planned = self._in_flight[-1]
+        if launched is not plan or len(self._in_flight) > 1:
+            raise AssertionError(f"step {plan.step}: masks are made after all earlier results were seen")
+        sampling = [part.request if part.is_current else None for part in planned if part.sequence.samples]
+        masks, complete, stuck = draw_masks(sampling)
+        for request in complete:
+            self._end(request, FinishReason.STOP)
+        for request, why in stuck:
+            self._end(request, FinishReason.ERROR, error=why)
+        return masks
+
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         """Takes in the result of the oldest step in flight, which is `plan`'s.
 
         Returns:
             Everything said since outputs were last taken.
         """
+        self.see(plan, result)
+        return self._ledger.take_outputs()
+
+    def see(self, plan: StepPlan, result: StepResult) -> None:
+        """The same, and leaves the outputs for later."""
         self.tick()
         launched, planned = self._in_flight.popleft()
         if launched is not plan or len(result.token_ids) != sum(p.sequence.samples for p in planned):
             raise AssertionError(f"step {launched.step}: the result belongs to another plan")
         for index, logprobs in result.prompt_logprobs:
             request = planned[index].request
-            if _is_current(planned[index]) and request.prompt_logprobs is not None:
+            if planned[index].is_current and request.prompt_logprobs is not None:
                 request.prompt_logprobs += logprobs
         token_ids = iter(result.token_ids)
         logprobs_S = iter(result.logprobs)
@@ -189,13 +213,12 @@ class Scheduler:
             request, _, sequence = part
             token_id = next(token_ids) if sequence.samples else None
             logprob = next(logprobs_S, None) if sequence.samples else None
-            if not _is_current(part):
+            if not part.is_current:
                 continue
             try:
                 self._see(request, sequence, token_id, logprob)
             except Exception:
                 self._fault(request)
-        return self._ledger.take_outputs()
 
     def restart(self) -> None:
         """Forgets all steps in flight and puts every running request back to the head of the queue.
@@ -301,7 +324,8 @@ class Scheduler:
         self.steps += 1
         self.tally.launched(self._config.max_num_batched_tokens - draft.budget.left, len(planned))
         sequences = tuple([part.sequence for part in planned])
-        plan = StepPlan(self.steps, sequences, tuple(draft.starts.values()), tuple(copies))
+        starts = tuple(draft.starts.values())
+        plan = StepPlan(self.steps, sequences, starts, tuple(copies), draft.constrained)
         self._in_flight.append((plan, planned))
         return plan
 
@@ -324,9 +348,12 @@ class Scheduler:
             return
         request.in_flight -= 1
         if token_id < 0:
-            self._end(request, FinishReason.ERROR, error=NOT_FINITE)
+            why = NOTHING_ALLOWED if token_id == NOTHING_LEFT else NOT_FINITE
+            self._end(request, FinishReason.ERROR, error=why)
             return
         request.token_ids.append(token_id)
+        if request.matcher is not None:
+            request.matcher.take(token_id)
         # A finite sample vouches for all it attended to: only now may others find these blocks.
         request.confirmed = sequence.start + sequence.num_tokens
         self.kv.commit(request)
@@ -384,8 +411,3 @@ class Scheduler:
             request.report = report
         request.cached_tokens = hit.tokens
         self.tally.admitted(request, hit.tokens)
-
-
-def _is_current(part: Planned) -> bool:
-    """Whether the request is still in the life it was planned in."""
-    return part.request.preemptions == part.epoch and part.request.status is Status.RUNNING

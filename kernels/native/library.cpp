@@ -122,6 +122,11 @@ EXPORT void quire_penalize(float* logits_SV, const int64_t* row_S, const int32_t
                   vocabulary});
 }
 
+EXPORT void quire_mask_tokens(float* logits_SV, const uint32_t* words_KW, const int64_t* row_K, int64_t rows,
+                              int64_t words, int64_t vocabulary) {
+  ops().mask_tokens({logits_SV, words_KW, row_K, rows, words, vocabulary});
+}
+
 EXPORT void quire_logprobs(const float* logits_SV, const int64_t* token_S, float* chosen_S, int64_t* top_ids_SK,
                            float* top_SK, int64_t rows, int64_t vocabulary, int64_t top) {
   ops().logprobs({logits_SV, token_S, chosen_S, top_ids_SK, top_SK, rows, vocabulary, top});

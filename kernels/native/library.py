@@ -32,6 +32,7 @@ _SIGNATURES = {
     "quire_linear": "ipppp" + "llll",
     "quire_sample": "pppppppp" + "ll" + "ii",
     "quire_penalize": "ppppppp" + "ll",
+    "quire_mask_tokens": "ppplll",
     "quire_logprobs": "ppppp" + "lll",
 }
 

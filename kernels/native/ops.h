@@ -45,6 +45,13 @@ struct PenalizeArgs {
   int64_t rows, vocabulary;
 };
 
+struct MaskTokensArgs {
+  float* logits_SV;
+  const uint32_t* words_KW;
+  const int64_t* row_K;
+  int64_t rows, words, vocabulary;
+};
+
 struct LogprobsArgs {
   const float* logits_SV;
   const int64_t* token_S;
@@ -68,6 +75,7 @@ struct Ops {
   void (*linear)(int dtype, const LinearArgs& args);
   void (*sample)(const SampleArgs& args);
   void (*penalize)(const PenalizeArgs& args);
+  void (*mask_tokens)(const MaskTokensArgs& args);
   void (*logprobs)(const LogprobsArgs& args);
   void (*pack_linear)(int dtype, const void* weight_OI, void* packed, int64_t outputs, int64_t inputs);
 };

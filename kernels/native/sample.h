@@ -1,4 +1,4 @@
-// sample, penalize, logprobs: what happens to one row of fp32 logits. The rules are in kernels/sample/README.md.
+// sample, penalize, mask_tokens, logprobs: what happens to one row of fp32 logits. The rules are in kernels/sample/README.md.
 //
 // No sort: top-k and top-p are one search for the logit at which the weights of the likelier ones, counted from the
 // top, reach a target. Weight 1 and target k is top-k, weight exp((x - m) / T) and target p * total is top-p.
@@ -212,6 +212,22 @@ void penalize(const PenalizeArgs& a) {
       if (count[i] > 0 || prompt[i]) y = y > 0 ? y / repetition : y * repetition;
       y -= frequency * count[i];
       x[i] = y - (count[i] > 0 ? presence : 0.0f);
+    }
+  });
+}
+
+// ---- mask_tokens
+
+void mask_tokens(const MaskTokensArgs& a) {
+  for_each_item(a.rows, quire_threads(), [&](int64_t k) {
+    float* x = a.logits_SV + a.row_K[k] * a.vocabulary;
+    const uint32_t* words = a.words_KW + k * a.words;
+    for (int64_t begin = 0; begin < a.vocabulary; begin += 32) {
+      uint32_t allowed = words[begin / 32];
+      if (allowed == 0xffffffffu) continue;
+      int64_t count = a.vocabulary - begin < 32 ? a.vocabulary - begin : 32;
+      for (int64_t i = 0; i < count; i++)
+        if (!(allowed >> i & 1)) x[begin + i] = -INFINITY;
     }
   });
 }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.core import choice_seed
-from engine.plan import RowStart, SequencePlan, StepPlan, StepResult
+from engine.plan import RowStart, SequencePlan, StepPlan, StepResult, TokenMasks
 from engine.types import FinishReason, SamplingParams, TokenLogprob
 
 VOCAB = 50
@@ -126,7 +126,7 @@ class FakeExecutor:
         for sequence in plan.sequences:
             self._write(sequence)
 
-    def sample(self, plan: StepPlan) -> Handle:
+    def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> Handle:
         ensure(self._forwarded is plan, "sample without forward")
         self._forwarded = None
         token_ids: list[int] = []

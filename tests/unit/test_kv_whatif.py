@@ -14,7 +14,7 @@ from engine.config import CacheConfig
 from engine.core import EngineCore
 from engine.kv.counts import WHATIF_KEYS, CacheCounts
 from engine.kv.manager import KVManager
-from engine.plan import StepPlan, StepResult
+from engine.plan import StepPlan, StepResult, TokenMasks
 from engine.request import Request, Status
 from engine.types import SamplingParams
 from engine.views import WHATIF_SIZES
@@ -148,7 +148,7 @@ class AlwaysSeven:
     def forward(self, plan: StepPlan) -> None:
         pass
 
-    def sample(self, plan: StepPlan) -> AlwaysSeven:
+    def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> AlwaysSeven:
         self.drawn = [7] * sum(sequence.samples for sequence in plan.sequences)
         return self
 
