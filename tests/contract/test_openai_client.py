@@ -82,6 +82,18 @@ def test_the_pattern_of_lm_eval(client: openai.OpenAI) -> None:
         assert lists.text_offset == [0, 1, 2, 3]
 
 
+def test_the_cache_is_explained_beside_what_the_client_knows(client: openai.OpenAI) -> None:
+    extra = {"explain_cache": True, "cache_salt": "mine"}
+    reply = client.chat.completions.create(model="quire-demo", messages=HELLO, extra_body=extra)
+    (report,) = reply.model_extra["cache"]
+    assert report["prompt_tokens"] == reply.usage.prompt_tokens
+    stream = client.chat.completions.create(
+        model="quire-demo", messages=HELLO, extra_body=extra, stream=True, n=2
+    )
+    told = [chunk for chunk in stream if "cache" in (chunk.model_extra or {})]
+    assert [chunk.choices[0].index for chunk in told] == [0]
+
+
 def test_errors_have_the_clients_own_types(client: openai.OpenAI, server: Live) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="gpt-4o", messages=HELLO)

@@ -27,6 +27,7 @@ CHAT_VARIANTS: list[dict[str, Any]] = [
     {"stop": ["wör"]},
     {"temperature": 0, "seed": 1, "user": "u", "metadata": {"a": "b"}, "store": True},
     {"stream_options": {"include_usage": True}},
+    {"explain_cache": True, "cache_salt": "s", "n": 2},
     {"stream_options": {"include_usage": True, "continuous_usage_stats": True}, "n": 2},
 ]
 COMPLETION_VARIANTS: list[dict[str, Any]] = [
@@ -35,6 +36,7 @@ COMPLETION_VARIANTS: list[dict[str, Any]] = [
     {"prompt": [72, 101]},
     {"prompt": [[72, 101], [73]], "max_tokens": 1, "logprobs": 1, "echo": True},
     {"max_tokens": 0, "echo": True},
+    {"prompt": ["one", "two"], "explain_cache": True, "cache_salt": "s"},
     {"max_tokens": 0, "echo": True, "logprobs": 0},
     {"logprobs": 3, "stop": "llo"},
     {"echo": True, "n": 2, "stream_options": {"include_usage": True}},

@@ -289,7 +289,7 @@ def test_what_the_engine_says_is_what_prometheus_sees() -> None:
     }
     assert {name: samples[name] for name in expected} == expected
     config = next(name for name in samples if name.startswith("quire_config_info"))
-    assert "cache_isolation=true" in config and "num_blocks=513" in config and "prefix_caching=true" in config
+    assert "cache_isolation=true" in config and "num_blocks=512" in config and "prefix_caching=true" in config
     build = next(name for name in samples if name.startswith("quire_build_info"))
     assert "model=model-x" in build and "backend=fake" in build
 
