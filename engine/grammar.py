@@ -74,6 +74,7 @@ JSON_OBJECT = Grammar(GrammarKind.JSON_OBJECT)
 
 def json_schema(schema: Mapping[str, Any] | bool) -> Grammar:
     """JSON that is valid by the schema."""
+    _check_size(GrammarKind.JSON_SCHEMA, schema)
     return Grammar(GrammarKind.JSON_SCHEMA, _dumped(schema))
 
 
@@ -83,6 +84,7 @@ def regex(pattern: str) -> Grammar:
 
 def choice(texts: Sequence[str]) -> Grammar:
     """One of these texts."""
+    _check_choices(texts)
     return Grammar(GrammarKind.CHOICE, _dumped(list(texts)))
 
 
@@ -93,6 +95,7 @@ def lark(source: str) -> Grammar:
 
 def structural_tag(tag: Mapping[str, Any]) -> Grammar:
     """Free text in which what follows a trigger is one of the structures: begin, JSON by a schema, end."""
+    _check_size(GrammarKind.STRUCTURAL_TAG, tag)
     return Grammar(GrammarKind.STRUCTURAL_TAG, _dumped(tag))
 
 
@@ -157,14 +160,17 @@ def _parsed(kind: GrammarKind, text: str) -> Any:
 
 
 def _check_size(kind: GrammarKind, value: Any) -> None:
-    """Counts values level by level, so that no depth can harm."""
-    level, depth, count = [value], 0, 0
+    """Counts values level by level, so that no depth can harm, and no further than is needed."""
+    level, depth, count, chars = [value], 0, 0, 0
     while level:
         depth, count = depth + 1, count + len(level)
+        chars += sum(len(inner) for inner in level if isinstance(inner, str))
         if depth > MAX_SCHEMA_DEPTH:
             raise _invalid(f"The {kind} is nested more than {MAX_SCHEMA_DEPTH} levels deep.")
         if count > MAX_SCHEMA_VALUES:
             raise _invalid(f"The {kind} holds more than {MAX_SCHEMA_VALUES} values.")
+        if chars > MAX_CHARS[kind]:
+            raise _invalid(f"The {kind} holds more than {MAX_CHARS[kind]} characters.")
         if any(isinstance(inner, dict) and len(inner) > MAX_PROPERTIES for inner in level):
             raise _invalid(f"The {kind} has an object of more than {MAX_PROPERTIES} properties.")
         level = [inner for outer in level for inner in _inside(outer)]
@@ -177,7 +183,7 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _check_choices(texts: Any) -> None:
-    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_CHOICES:
+    if not isinstance(texts, list | tuple) or not 1 <= len(texts) <= MAX_CHOICES:
         raise _invalid(f"choice must be a list of 1 to {MAX_CHOICES} strings.")
     if not all(isinstance(text, str) and text for text in texts):
         raise _invalid("Each choice must be a string that is not empty.")

@@ -122,10 +122,11 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
     return ApiError(400, message, param=param, code=code)
 
 
-def unsupported(param: str) -> ApiError:
-    """An official parameter that this server cannot honour yet."""
+def unsupported(param: str, hint: str = "") -> ApiError:
+    """A parameter that this server cannot honour."""
+    advice = f": {hint}" if hint else ""
     return ApiError(
-        400, f"{param} is not supported by this server.", param=param, code="unsupported_parameter"
+        400, f"{param} is not supported by this server{advice}.", param=param, code="unsupported_parameter"
     )
 
 

@@ -1,4 +1,5 @@
-"""Questions about the cache, and those who watch it. Knows neither how the engine is told nor where it runs.
+"""Questions about the cache, and whether a grammar compiles; and those who watch the pool. Knows neither how
+the engine is told nor where it runs.
 
     ask -> Question sent -> Answer received -> the caller's future
     watch -> Watch sent -> Pool received ... -> each PoolWatch, which keeps a few for a caller that is slow
@@ -15,13 +16,19 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from weakref import WeakSet
 
 from engine.client.requests import check_request
-from engine.errors import EngineDead, RequestFailed
+from engine.errors import EngineDead, InvalidRequest, RequestFailed
+from engine.grammar import Grammar
 from engine.process import frames
 from engine.types import EngineInfo, SamplingParams
 from engine.views import BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
 # Three seconds' worth; whoever is further behind begins again with a full frame.
 FRAMES_KEPT = 16
+
+# What compiles it has limits of its own, well below.
+COMPILE_TIMEOUT_S = 10.0
+# More wait here, so that the time is the compiler's.
+COMPILED_AT_ONCE = 4
 
 _NOTHING = SamplingParams(max_tokens=0)
 
@@ -42,6 +49,7 @@ class CacheDesk:
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[frames.Answer]] = {}
         self._watches: WeakSet[PoolWatch] = WeakSet()
+        self._compiling = asyncio.Semaphore(COMPILED_AT_ONCE)
 
     async def probe(self, info: EngineInfo, prompt_ids: Sequence[int], scope: CacheScope) -> CacheReport:
         """Raises what `submit` would of such a prompt."""
@@ -62,6 +70,19 @@ class CacheDesk:
 
     async def reset(self) -> int:
         return (await self._ask(frames.Reset)).emptied
+
+    async def compile(self, grammar: Grammar) -> None:
+        """Raises InvalidRequest: it cannot be compiled, or not in time."""
+        async with self._compiling:
+            try:
+                async with asyncio.timeout(COMPILE_TIMEOUT_S):
+                    answer = await self._ask(lambda number: frames.Compile(number, grammar))
+            except TimeoutError:
+                refusal: str | None = f"The grammar cannot be compiled within {COMPILE_TIMEOUT_S:g} s."
+            else:
+                refusal = answer.refusal
+        if refusal is not None:
+            raise InvalidRequest(refusal, "grammar")
 
     async def _ask(self, question: Callable[[int], frames.Question]) -> frames.Answer:
         """Raises EngineDead; RequestFailed where the engine could not answer."""

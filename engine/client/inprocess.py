@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from engine.client.cache import CacheDesk
 from engine.client.requests import RequestTable
 from engine.errors import EngineDead
+from engine.grammar import Grammar
 from engine.process import frames
 from engine.process.loop import Add, Cancel, Core, EngineLoop, Quit
 from engine.text.detokenizer import DecodesTokens
@@ -113,6 +114,9 @@ class InProcessClient:
 
     async def probe_cache(self, prompt_ids: Sequence[int], scope: CacheScope = DEFAULT_SCOPE) -> CacheReport:
         return await self._cache.probe(self.info, prompt_ids, scope)
+
+    async def compile_grammar(self, grammar: Grammar) -> None:
+        await self._cache.compile(grammar)
 
     async def cache_page(self, first_block: int = 1, limit: int = 1000, state: str = "") -> CachePage:
         return await self._cache.page(first_block, limit, state)

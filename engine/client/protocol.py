@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from engine.grammar import Grammar
 from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
 from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
@@ -59,6 +60,13 @@ class EngineClient(Protocol):
 
         Raises: what `submit` raises of such a prompt. EngineDead, and RequestFailed where the engine could
             not answer, as do all questions about the cache.
+        """
+        ...
+
+    async def compile_grammar(self, grammar: Grammar) -> None:
+        """Makes a grammar ready, so that a request with it can begin at once.
+
+        Raises: InvalidRequest, with what is wrong with it; EngineDead.
         """
         ...
 

@@ -22,6 +22,7 @@ from engine.client.cache import CacheDesk
 from engine.client.requests import RequestTable
 from engine.config import EngineOptions
 from engine.errors import ConfigError, EngineDead
+from engine.grammar import Grammar
 from engine.logs import LogOptions
 from engine.process import frames
 from engine.process.launcher import EngineProcess
@@ -274,6 +275,9 @@ class ProcessClient:
 
     async def probe_cache(self, prompt_ids: Sequence[int], scope: CacheScope = DEFAULT_SCOPE) -> CacheReport:
         return await self._cache.probe(self.info, prompt_ids, scope)
+
+    async def compile_grammar(self, grammar: Grammar) -> None:
+        await self._cache.compile(grammar)
 
     async def cache_page(self, first_block: int = 1, limit: int = 1000, state: str = "") -> CachePage:
         return await self._cache.page(first_block, limit, state)

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from engine.config import EngineOptions
+from engine.grammar import Grammar
 from engine.logs import LogOptions
 from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenOutput
 from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
@@ -66,7 +67,7 @@ class Watch(_Frame):
 
 
 class Probe(_Frame):
-    """A question, as are the next three. `number` comes back with the answer."""
+    """A question, as are the next four. `number` comes back with the answer."""
 
     number: int
     prompt_ids: bytes
@@ -87,6 +88,13 @@ class Block(_Frame):
 
 class Reset(_Frame):
     number: int
+
+
+class Compile(_Frame):
+    """Make a grammar ready; answered as soon as it is, whatever step is being done."""
+
+    number: int
+    grammar: Grammar
 
 
 # From the engine to the server.
@@ -129,13 +137,14 @@ class Answer(_Frame):
     block: BlockDetail | None = None
     emptied: int = 0
     error: str | None = None
+    refusal: str | None = None  # what is wrong with the grammar
 
 
 class Pool(_Frame):
     pool: PoolFrame
 
 
-Question = Probe | Page | Block | Reset
+Question = Probe | Page | Block | Reset | Compile
 ToEngine = Start | Submit | Abort | Shutdown | Watch | Question
 FromEngine = Progress | Ready | Failed | Outputs | Heartbeat | Answer | Pool
 

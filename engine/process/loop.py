@@ -1,7 +1,8 @@
 """The thread that owns an engine core: commands in, frames out, nothing else touches the core.
 
 Knows when to step, when to sleep and when to give up. Does not know processes or sockets: it reads commands
-from a queue and hands frames to a function. Questions about the cache are answered between two steps.
+from a queue and hands frames to a function. Questions about the cache are answered between two steps;
+grammars are compiled beside them, and a request waits for its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from engine.errors import QuireError
+from engine.grammar import Grammars
 from engine.process import frames
+from engine.process.grammars import GrammarDesk
 from engine.types import EngineSnapshot, FinishReason, SamplingParams, TokenOutput
 from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
@@ -25,6 +28,9 @@ FRAME_INTERVAL_S = 0.2
 
 class Core(Protocol):
     """The part of EngineCore that is driven here."""
+
+    @property
+    def grammars(self) -> Grammars | None: ...
 
     def add(
         self,
@@ -85,7 +91,14 @@ class Quit(NamedTuple):
     pass
 
 
-Command = Add | Cancel | Quit | frames.Question | frames.Watch
+class Compiled(NamedTuple):
+    """The grammar that a request waited for is ready, or is none."""
+
+    add: Add
+    problem: str | None
+
+
+Command = Add | Cancel | Quit | Compiled | frames.Question | frames.Watch
 Emit = Callable[[frames.Outputs | frames.Answer | frames.Pool], None]
 
 
@@ -101,6 +114,8 @@ class EngineLoop:
         self._core = core
         self._emit = emit
         self._camera = _Camera(core, emit)
+        self._grammars = GrammarDesk(core.grammars)
+        self._waiting: dict[str, list[Cancel]] = {}  # requests whose grammar is compiled, what came meanwhile
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._refused: list[TokenOutput] = []
         self._out_of_memory = 0
@@ -109,7 +124,13 @@ class EngineLoop:
         self.busy_since = 0.0
 
     def put(self, command: Command) -> None:
-        self._inbox.put(command)
+        if isinstance(command, frames.Compile):
+            number = command.number
+            self._grammars.compile(
+                command.grammar, lambda problem: self._emit(frames.Answer(number, refusal=problem))
+            )
+        else:
+            self._inbox.put(command)
 
     def run(self) -> None:
         """Steps while there is work and waits, without spinning, while there is none.
@@ -125,6 +146,7 @@ class EngineLoop:
             if outputs or snapshot is not None:
                 self._emit(frames.Outputs(outputs, snapshot))
             self._camera.shoot_if_due()
+        self._grammars.close()
 
     def _take_commands(self) -> bool:
         """Applies what was asked; waits for it if there is nothing else to do. False on Quit."""
@@ -142,15 +164,42 @@ class EngineLoop:
         if isinstance(command, Quit):
             raise _QuitAsked
         if isinstance(command, Add):
-            self._add(command)
+            self._add_when_ready(command)
+        elif isinstance(command, Compiled):
+            self._add_compiled(command)
         elif isinstance(command, Cancel):
-            self._core.abort(command.request_id, command.choice)
+            self._cancel(command)
         elif isinstance(command, frames.Watch):
             self._camera.watch(command.on)
         else:
             self.busy_since = time.monotonic()
             self._emit(answer(self._core, command))
             self.busy_since = 0.0
+
+    def _add_when_ready(self, command: Add) -> None:
+        """A client has the grammar compiled before it submits, but it may be forgotten since."""
+        grammar = command.params.grammar
+        if grammar is None or not self._grammars.must_compile(grammar):
+            self._add(command)
+            return
+        self._waiting[command.request_id] = []
+        self._grammars.compile(grammar, lambda problem: self.put(Compiled(command, problem)))
+
+    def _add_compiled(self, command: Compiled) -> None:
+        add, problem = command
+        cancels = self._waiting.pop(add.request_id)
+        if problem is not None:
+            self._refuse(add, problem)
+            return
+        self._add(add)
+        for cancel in cancels:
+            self._core.abort(cancel.request_id, cancel.choice)
+
+    def _cancel(self, command: Cancel) -> None:
+        if command.request_id in self._waiting:
+            self._waiting[command.request_id].append(command)
+        else:
+            self._core.abort(command.request_id, command.choice)
 
     def _add(self, command: Add) -> None:
         try:
@@ -219,6 +268,7 @@ def answer(core: Core, question: frames.Question) -> frames.Answer:
             return frames.Answer(number, page=page)
         if isinstance(question, frames.Block):
             return frames.Answer(number, block=core.cache_block(question.block_id))
+        assert isinstance(question, frames.Reset), "grammars are compiled elsewhere"
         return frames.Answer(number, emptied=core.reset_prefix_cache())
     except QuireError as error:
         return frames.Answer(number, error=str(error))

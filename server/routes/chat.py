@@ -56,6 +56,8 @@ class ChatApi(Api[ChatRequest]):
 
     def _parsers(self, request: ChatRequest, generation: Generation) -> list[OutputParser]:
         """One for each choice; none where replies are text and nothing else."""
+        if generation.params.grammar is not None:
+            return []
         notations, tokenizer = self.service.notations, self.service.tokenizer
         tail = tokenizer.decode(generation.prompts[0].ids[-TAIL_TOKENS:], skip_special_tokens=False)
         opened, options = notations.opened_by(tail), call_options(notations, request)

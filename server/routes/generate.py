@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Generic
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.errors import InvalidRequest
+from engine.grammar import Grammar
 from engine.types import SamplingParams
 from server import request_lines
 from server.generation import Generation
@@ -107,6 +109,8 @@ class Api(ABC, Generic[RequestT]):
         request_id = self.id_prefix + secrets.token_hex(12)
         scope = tenant_of(http.scope).scope(request.cache_salt)
         generation = Generation(
+        if params.grammar is not None:
+            await self._compile(params.grammar, request.grammar_field)
             self.service.client, request_id, prompts, params, record, scope, explain=explain
         )
         generation.submit()
@@ -115,6 +119,13 @@ class Api(ABC, Generic[RequestT]):
     def _reports(self, generation: Generation) -> Reports | None:
         if not generation.explains:
             return None
+    async def _compile(self, grammar: Grammar, field: str) -> None:
+        """Before anything is queued: what is no grammar is refused, and one that is hard delays nobody."""
+        try:
+            await self.service.client.compile_grammar(grammar)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, field) from error
+
         return explainer(self.service).reports(generation.prompts, generation.reports)
 
     def _stream(self, request: RequestT, head: Head, generation: Generation) -> Chunks | ExplainedChunks:

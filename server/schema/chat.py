@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.types import MAX_LOGPROBS
-from server.schema.common import INT32_MAX, GenerationRequest, WireModel, field_error
+from server.schema.common import INT32_MAX, WireModel, field_error
+from server.schema.structured import ConstrainedRequest
 from server.schema.tools import MAX_ID_CHARS, MAX_TOOL_CALLS, MAX_TOOLS, Tool, ToolCall, ToolChoice
 
 MAX_MESSAGES = 2048
@@ -136,14 +137,13 @@ class Conversation(WireModel):
     )
 
 
-class ChatRequest(Conversation, GenerationRequest):
+class ChatRequest(Conversation, ConstrainedRequest):
     """A conversation to continue."""
 
     refused: ClassVar = {
-        **GenerationRequest.refused,
+        **ConstrainedRequest.refused,
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "audio": (),
         "modalities": (["text"],),
         "prediction": (),
@@ -172,7 +172,6 @@ class ChatRequest(Conversation, GenerationRequest):
     metadata: dict[str, str] | None = Field(None, max_length=64, description="Taken and ignored.")
     function_call: Any = Field(None, description="`none` or `auto` only: use tool_choice.")
     functions: Any = Field(None, description="Empty or left out: use tools.")
-    response_format: Any = Field(None, description='Only {"type": "text"} yet.')
     modalities: Any = Field(None, description='Only ["text"].')
     verbosity: str | None = Field(None, description="`medium` only.")
     service_tier: str | None = Field(None, description="`auto` or `default`.")
@@ -192,6 +191,9 @@ class ChatRequest(Conversation, GenerationRequest):
             and self.max_tokens != self.max_completion_tokens
         ):
             raise field_error("differs from max_completion_tokens; send one of them", "max_tokens")
+        calls = self.tools and (self.tool_choice is None or self.tool_choice.mode != "none")
+        if calls and self.constrained:
+            raise field_error("cannot be combined with tools: send tool_choice none", self.grammar_field)
         return self
 
     @property

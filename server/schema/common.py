@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from engine.grammar import Grammar
 from engine.types import (
     MAX_CHOICES,
     MAX_LOGIT_BIAS,
@@ -122,6 +123,9 @@ class WireModel(BaseModel):
     # Fields that change the answer and are not built yet, each with the values that ask for nothing.
     refused: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
+    # Names of other servers for what is called otherwise here: name -> ours.
+    replaced: ClassVar[Mapping[str, str]] = {}
+
     @property
     def unknown_fields(self) -> list[str]:
         return sorted(self.__pydantic_extra__ or {})
@@ -142,11 +146,6 @@ class GenerationRequest(WireModel):
 
     refused: ClassVar = {
         "use_beam_search": (False,),
-        "structured_outputs": (),
-        "guided_json": (),
-        "guided_regex": (),
-        "guided_choice": (),
-        "guided_grammar": (),
         "bad_words": ([],),
         "allowed_token_ids": (),
         "truncate_prompt_tokens": (),
@@ -192,6 +191,15 @@ class GenerationRequest(WireModel):
     explain_cache: bool | None = Field(
         False, description="Say in `cache` what of the prompt was reused, and why not more."
     )
+
+    @property
+    def grammar_field(self) -> str:
+        """Which field a complaint about the grammar is about."""
+        return "grammar"
+
+    def wanted_grammar(self) -> Grammar | None:
+        """What the text must be. Raises InvalidRequest, naming the field."""
+        return None
 
     @property
     def usage_in_stream(self) -> tuple[bool, bool]:
@@ -250,6 +258,7 @@ def to_sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         shown_token_ids=shown_token_ids,
+        grammar=request.wanted_grammar(),
     )
 
 
@@ -260,6 +269,7 @@ def parse(model: type[WireT], body: dict[str, Any]) -> WireT:
         ApiError: 400, naming the first field that is wrong or not supported.
     """
     refuse_unsupported(model.refused, body)
+    _refuse_replaced(model.replaced, body)
     try:
         return model.model_validate(body)
     except ValidationError as exc:
@@ -276,6 +286,12 @@ def refuse_unsupported(
             type(value) is type(none) and value == none for none in refused[name]
         ):
             raise unsupported(prefix + name)
+
+
+def _refuse_replaced(replaced: Mapping[str, str], body: Mapping[str, Any]) -> None:
+    for name, ours in replaced.items():
+        if body.get(name) is not None:
+            raise unsupported(name, f"use {ours}")
 
 
 def _first_problem(exc: ValidationError) -> ApiError:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.types import MAX_CHOICES, MAX_LOGPROBS
-from server.schema.common import INT32_MAX, GenerationRequest, field_error
+from server.schema.common import INT32_MAX, field_error
+from server.schema.structured import ConstrainedRequest
 
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = MAX_CHOICES
@@ -58,13 +59,12 @@ Prompts = Annotated[
 ]
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(ConstrainedRequest):
     """Text to continue."""
 
     refused: ClassVar = {
-        **GenerationRequest.refused,
+        **ConstrainedRequest.refused,
         "suffix": ("",),
-        "response_format": ({"type": "text"},),
     }
 
     prompt: Prompts = Field(description="Text, token ids, or a list of either.")

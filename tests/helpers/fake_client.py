@@ -14,7 +14,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.errors import ConfigError, ContextTooLong, Draining, EngineDead, NeverFits, Overloaded
+from engine.errors import (
+    ConfigError,
+    ContextTooLong,
+    Draining,
+    EngineDead,
+    InvalidRequest,
+    NeverFits,
+    Overloaded,
+)
+from engine.grammar import Grammar, GrammarKind
 from engine.types import EngineInfo, EngineSnapshot, FinishReason, SamplingParams, TokenEvent, TokenLogprob
 from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 from tests.helpers.fake_pool import FakePool
@@ -136,6 +145,7 @@ class FakeClient:
         self.report: CacheReport | None = None
         self.scopes: list[CacheScope] = []
         self.probed: list[tuple[list[int], CacheScope]] = []
+        self.compiled: list[Grammar] = []
         self.pool = FakePool(info.num_blocks, info.block_size, info.prefix_caching)
         self.frame_s = 0.02
         self.watchers = 0
@@ -314,6 +324,16 @@ class FakeClient:
         self._check_alive()
         self.probed.append((list(prompt_ids), scope))
         return self.report or self.pool.probe(prompt_ids, scope)
+
+    async def compile_grammar(self, grammar: Grammar) -> None:
+        """Lets everything pass but regular expressions that do not compile."""
+        self._check_alive()
+        self.compiled.append(grammar)
+        if grammar.kind is GrammarKind.REGEX:
+            try:
+                re.compile(grammar.text)
+            except re.error:
+                raise InvalidRequest("The grammar cannot be compiled: it is no regex.", "grammar") from None
 
     async def cache_page(self, first_block: int = 1, limit: int = 1000, state: str = "") -> CachePage:
         self._check_alive()

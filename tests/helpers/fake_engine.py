@@ -26,6 +26,7 @@ from typing import ClassVar
 
 from engine.config import EngineOptions
 from engine.errors import InvalidRequest, MemoryPlanError
+from engine.grammar import Grammars
 from engine.types import EngineInfo, EngineSnapshot, FinishReason, SamplingParams, TokenLogprob, TokenOutput
 from engine.views import (
     DEFAULT_SCOPE,
@@ -122,6 +123,7 @@ class FakeCore:
         self.scopes: list[CacheScope] = []
         self.questions: list[tuple[object, ...]] = []
         self.watched = False
+        self.grammars: Grammars | None = None
         self._owners: list[int] = []
         self._shown = 0
         self._frames = 0

@@ -71,6 +71,11 @@ NESTED: Any = {}
 for _ in range(200):
     NESTED = {"a": NESTED}
 
+
+def wide_schema(properties: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(properties)}}
+
+
 TOOL = {"type": "function", "function": {"name": "f"}}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
@@ -125,13 +130,66 @@ ROWS = [
         Row(f"refused: {name}", {name: value}, name, code="unsupported_parameter")
         for name, value in {
             "guided_json": {"type": "object"},
-            "structured_outputs": {"regex": "a"},
+            "guided_regex": "a",
+            "guided_choice": ["a"],
+            "guided_grammar": 'start: "a"',
+            "ebnf": 'root ::= "a"',
+            "json_schema": {},
             "prompt_embeds": "gASV",
             "chat_template": "{{ 1 }}",
             "use_beam_search": True,
-            "response_format": {"type": "json_object"},
             "kv_transfer_params": {"tp_size": 2},
         }.items()
+    ),
+    *(
+        Row(f"response_format {str(value)[:60]}", {"response_format": value}, param)
+        for value, param in (
+            ("json", "response_format"),
+            ({}, "response_format.type"),
+            ({"type": "yaml"}, "response_format.type"),
+            ({"type": "json_schema"}, "response_format.json_schema"),
+            ({"type": "json_schema", "json_schema": {}}, "response_format.json_schema.name"),
+            ({"type": "json_schema", "json_schema": {"name": "a"}}, "response_format.json_schema.schema"),
+            (
+                {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}},
+                "response_format.json_schema.name",
+            ),
+            (
+                {"type": "json_schema", "json_schema": {"name": "a", "schema": []}},
+                "response_format.json_schema.schema",
+            ),
+            (
+                {"type": "json_schema", "json_schema": {"name": "a", "schema": wide_schema(2000)}},
+                "response_format",
+            ),
+            ({"type": "structural_tag"}, "response_format.structures"),
+        )
+    ),
+    *(
+        Row(f"structured_outputs {str(value)[:60]}", {"structured_outputs": value}, param)
+        for value, param in (
+            ("json", "structured_outputs"),
+            ({}, "structured_outputs"),
+            ({"jsn": {}}, "structured_outputs.jsn"),
+            ({"regex": "a", "choice": ["a"]}, "structured_outputs"),
+            ({"regex": 3}, "structured_outputs.regex"),
+            ({"regex": "(("}, "structured_outputs"),
+            ({"regex": "a" * 100_000}, "structured_outputs"),
+            ({"regex": ""}, "structured_outputs"),
+            ({"json": "{"}, "structured_outputs"),
+            ({"json": 3}, "structured_outputs.json"),
+            ({"choice": []}, "structured_outputs"),
+            ({"choice": [""]}, "structured_outputs"),
+            ({"choice": ["a"] * 5000}, "structured_outputs"),
+            ({"choice": [1]}, "structured_outputs.choice[0]"),
+            ({"grammar": "a" * 100_000}, "structured_outputs"),
+            ({"structural_tag": 3}, "structured_outputs.structural_tag"),
+        )
+    ),
+    Row(
+        "two formats",
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        "structured_outputs",
     ),
     # completions
     *(
