@@ -33,8 +33,9 @@ TRIED_TOKENS = 8
 # Without a bound a model can go on with white space for ever.
 WHITESPACE = r"[ ]|\n[ \t]{0,32}"
 
-TOO_COMPLEX = "The grammar became too complex to follow."
-NOTHING_FITS = "No token fits the grammar here."
+TOO_COMPLEX = "the grammar is too complex to follow"
+NOTHING_FITS = "no text fits the grammar"
+_TOO_COMPLEX = ("LexerTooComplex", "ParserTooComplex")
 
 
 class CompiledGrammars:
@@ -120,7 +121,7 @@ class TokenMatcher:
         matcher = self._matcher
         matcher.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
         if matcher.is_error():
-            return TOO_COMPLEX
+            return TOO_COMPLEX if matcher.stop_reason() in _TOO_COMPLEX else NOTHING_FITS
         if self._allowed_W is not None:
             words_W &= self._allowed_W
         if self._vocabulary.goes_on(words_W):

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 FAULT = "This request failed inside the engine."
 NOT_FINITE = "The model's output for this request was not finite."
+STUCK = "This request cannot go on"
 NOTHING_ALLOWED = "No token that fits the grammar is allowed by the request's other parameters."
 RETRY_AFTER_S = 1.0
 # Admission leaves one block free for each so many running requests: of those that decode, about a
@@ -185,7 +186,7 @@ class Scheduler:
         for request in complete:
             self._end(request, FinishReason.STOP)
         for request, why in stuck:
-            self._end(request, FinishReason.ERROR, error=why)
+            self._end(request, FinishReason.ERROR, error=f"{STUCK}: {why}.")
         return masks
 
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
@@ -358,10 +359,13 @@ class Scheduler:
         request.confirmed = sequence.start + sequence.num_tokens
         self.kv.commit(request)
         ending = self._stops.ending(request, token_id)
-        if ending is None:
-            self._ledger.token(request, token_id, logprob)
-        else:
+        complete = request.matcher is not None and request.matcher.ended
+        if ending is not None and (ending.reason is FinishReason.STOP or not complete):
             self._end(request, ending.reason, token_id, ending.stop_reason, logprob)
+            return
+        self._ledger.token(request, token_id, logprob)
+        if complete:  # unlike a stop token, the last one is part of the text
+            self._end(request, FinishReason.STOP)
 
     # ---- leaving
 

@@ -1,4 +1,4 @@
-"""When a choice ends by itself. It knows token ids and grammars; stop strings are the text layer's."""
+"""When a choice ends by itself. It knows token ids; stop strings are the text layer's."""
 
 from __future__ import annotations
 
@@ -30,12 +30,10 @@ class StopRules:
 
     def ending(self, request: Request, token_id: int) -> Ending | None:
         """Why the choice ends with this token, which is already appended; None where it goes on."""
-        num_output, matcher = request.num_output, request.matcher
+        num_output = request.num_output
         if token_id in request.stop_ids and num_output >= request.params.min_tokens:
             is_own = token_id in self._eos and not request.params.ignore_eos
             return Ending(FinishReason.STOP, None if is_own else token_id)
-        if matcher is not None and matcher.ended:
-            return Ending(FinishReason.STOP)
         if num_output >= request.max_output:
             return Ending(FinishReason.LENGTH)
         return None
