@@ -53,6 +53,7 @@ class ServerSettings:
         demo: no MODEL was given; the built-in one is served.
         model_name: what requests call the model.
         api_keys, named_tenants, admin_keys: no keys are asked for where all three are empty.
+        strict: unknown fields of requests are refused.
         colour: of text logs on a terminal.
         otlp_endpoint: where traces go; empty: nobody traces. Not `otlp_required`: no variable or flag of ours
             asked for it, so that going on without is right where it cannot be.
@@ -76,6 +77,7 @@ class ServerSettings:
     ui: bool = True
     otlp_endpoint: str = ""
     otlp_required: bool = True
+    strict: bool = False
     metrics_compat: str = "none"
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
@@ -249,6 +251,14 @@ SERVER_FLAGS = (
         _choice(*REASONING_CHOICES),
         "TAGS",
         f"what the model thinks between: {', '.join(REASONING_CHOICES)} (default: auto, as above)",
+    ),
+    Flag(
+        "strict",
+        "strict",
+        _switch,
+        "",
+        "refuse requests with unknown fields (default: ignore and name them)",
+        switch_to=True,
     ),
     Flag("log-level", "log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "default: info"),
     Flag(

@@ -23,10 +23,11 @@ from server.live import EventFeed
 from server.middleware.auth import admin_only, tenant_of
 from server.prompts import Prompt
 from server.render import encode
-from server.routes.common import check_model, conversation, explainer, plain, read_body, warnings
+from server.routes.common import check_model, conversation, explainer, plain, read_body
 from server.schema.cache import STATES, BlockReply, CacheReply, ProbeReply, ProbeRequest, ResetReply
 from server.schema.common import parse
 from server.service import Service
+from server.unknown import check
 
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 10_000
@@ -50,13 +51,14 @@ def _open(service: Service) -> APIRouter:
         """Answers without running the prompt; nothing changes and nothing is counted."""
         _check_ready(service)
         request = parse(ProbeRequest, await read_body(service, http))
+        headers = check(request, strict=service.settings.strict)
         check_model(service, request.model)
         prompts = await _prompts(service, request)
         scope = tenant_of(http.scope).scope(request.cache_salt)
         reports = [await service.client.probe_cache(prompt.ids, scope) for prompt in prompts]
         explained = explainer(service).reports(prompts, reports)
         reply = {"object": "cache.probe", "model": service.model_name, "cache": explained}
-        return _json(reply, warnings(request.unknown_fields))
+        return _json(reply, headers)
 
     return routes
 

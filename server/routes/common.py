@@ -1,4 +1,4 @@
-"""What generation and probing have in common: the body, the model's name, the prompts, the warnings.
+"""What generation and probing have in common: the body, the model's name, the prompts.
 
 Knows which fields say what the prompt is; does not know what is done with it.
 """
@@ -20,7 +20,6 @@ from server.schema.chat import ChatMessage, Conversation
 from server.service import Service
 from server.tools import template_variables
 
-MAX_WARNINGS = 8
 MIN_BODY_VALUES = 250_000
 EXPLAIN_HEADER = "x-quire-explain-cache"
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
@@ -88,12 +87,3 @@ def explain_asked(headers: Headers, field: bool | None) -> bool:
     if len(words) > 1 or None in words:
         raise invalid(f"The header {EXPLAIN_HEADER} must be true or false.", EXPLAIN_HEADER)
     return bool(field) or True in words
-
-
-def warnings(unknown: Sequence[str]) -> dict[str, str]:
-    """A header that names fields which were taken and ignored."""
-    if not unknown:
-        return {}
-    names = [shorten(name, 40).replace(",", " ") for name in unknown[:MAX_WARNINGS]]
-    more = len(unknown) - len(names)
-    return {"x-quire-warnings": "ignored fields: " + ", ".join(names) + (f" and {more} more" if more else "")}

@@ -23,11 +23,12 @@ from server.metrics import RequestMetrics
 from server.middleware.auth import tenant_of
 from server.prompts import Prompt
 from server.render import Choice, Chunks, ExplainedChunks, Head
-from server.routes.common import check_model, explain_asked, explainer, read_body, warnings
+from server.routes.common import check_model, explain_asked, explainer, read_body
 from server.schema.common import RequestT, parse
 from server.service import Service
 from server.streaming import EventStream, collect
 from server.trail import trail_of
+from server.unknown import check
 
 Reports = Sequence[Mapping[str, Any]]
 
@@ -81,6 +82,7 @@ class Api(ABC, Generic[RequestT]):
             body = await read_body(self.service, http)
             request = parse(self.schema, body)
             trail.stream = bool(request.stream)
+            headers = self._check_fields(request)
             trail.generation = generation = await self._submit(request, http, record)
             if self.service.settings.log_prompts:
                 request_lines.prompts(generation, self.service.tokenizer)
@@ -92,7 +94,6 @@ class Api(ABC, Generic[RequestT]):
             trail.failed(exc)
             raise
         head = Head(generation.id, int(time.time()), self.service.model_name, self.service.fingerprint)
-        headers = self._warnings(request)
         if request.stream:
             return EventStream(self.service, generation, self._stream(request, head, generation), headers)
         cache = self._reports(generation)
@@ -140,6 +141,7 @@ class Api(ABC, Generic[RequestT]):
 
         return ExplainedChunks(chunks, generation.params.n, report)
 
-    def _warnings(self, request: RequestT) -> dict[str, str]:
+    def _check_fields(self, request: RequestT) -> dict[str, str]:
+        """Counts unknown fields; the reply's header that names them."""
         self.service.metrics.unknown_fields[self.name] += len(request.unknown_fields)
-        return warnings(request.unknown_fields)
+        return check(request, strict=self.service.settings.strict)

@@ -146,7 +146,6 @@ class ChatRequest(Conversation, ConstrainedRequest):
         "function_call": ("none", "auto"),
         "audio": (),
         "modalities": (["text"],),
-        "prediction": (),
         "web_search_options": (),
         "moderation": (),
         "verbosity": ("medium",),
@@ -155,7 +154,14 @@ class ChatRequest(Conversation, ConstrainedRequest):
         "documents": ([],),
         "echo": (False,),
         "mm_processor_kwargs": ({},),
+        "add_special_tokens": (False,),
     }
+    ignored: ClassVar = frozenset(
+        {
+            *("user", "store", "metadata", "safety_identifier", "prediction"),
+            *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+        }
+    )
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(
@@ -168,7 +174,9 @@ class ChatRequest(Conversation, ConstrainedRequest):
     )
     include_reasoning: bool | None = Field(True, description="false: leave out what the model thought.")
     # Taken as OpenAI clients send them; they ask for nothing that changes the answer.
-    store: bool | None = Field(False, description="Taken and ignored: nothing is stored.")
+    store: bool | None = Field(
+        False, description="Taken and ignored: nothing is stored; true is named in `x-quire-warnings`."
+    )
     metadata: dict[str, str] | None = Field(None, max_length=64, description="Taken and ignored.")
     function_call: Any = Field(None, description="`none` or `auto` only: use tool_choice.")
     functions: Any = Field(None, description="Empty or left out: use tools.")
@@ -179,6 +187,7 @@ class ChatRequest(Conversation, ConstrainedRequest):
     prompt_cache_key: str | None = Field(
         None, description="Taken and ignored: the prefix cache needs no key."
     )
+    prediction: Any = Field(None, description="Taken and ignored: it could only save time.")
     prompt_cache_options: Any = Field(None, description="Taken and ignored.")
     prompt_cache_retention: str | None = Field(None, description="Taken and ignored.")
 
@@ -195,6 +204,10 @@ class ChatRequest(Conversation, ConstrainedRequest):
         if calls and self.constrained:
             raise field_error("cannot be combined with tools: send tool_choice none", self.grammar_field)
         return self
+
+    @property
+    def ungranted_fields(self) -> list[str]:
+        return ["store"] if self.store else []
 
     @property
     def token_limit(self) -> int | None:

@@ -23,6 +23,7 @@ from engine.types import (
     SamplingParams,
 )
 from server.errors import ApiError, invalid, shorten, unsupported
+from server.schema.reasons import REASONS
 
 INT32_MAX = 2**31 - 1
 
@@ -130,6 +131,14 @@ class WireModel(BaseModel):
     def unknown_fields(self) -> list[str]:
         return sorted(self.__pydantic_extra__ or {})
 
+    # Fields that are taken and change nothing: they are about accounts, storage and caches that are not here.
+    ignored: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def ungranted_fields(self) -> list[str]:
+        """Ignored fields that ask for something which the caller would miss."""
+        return []
+
 
 class StreamOptions(WireModel):
     """What a stream tells besides text."""
@@ -146,6 +155,13 @@ class GenerationRequest(WireModel):
 
     refused: ClassVar = {
         "use_beam_search": (False,),
+        "length_penalty": (1.0, 1),
+        "early_stopping": (False,),
+        "logits_processors": ([],),
+        "return_tokens_as_token_ids": (False,),
+        "thinking_token_budget": (),
+        "spaces_between_special_tokens": (True,),
+        "priority": (0,),
         "bad_words": ([],),
         "allowed_token_ids": (),
         "truncate_prompt_tokens": (),
@@ -154,6 +170,7 @@ class GenerationRequest(WireModel):
         "chat_template": (),
         "kv_transfer_params": (),
     }
+    ignored: ClassVar = frozenset({"user"})
 
     model: str | None = Field(None, description="A name from /v1/models; left out: the served model.")
     n: int | None = Field(
@@ -285,7 +302,7 @@ def refuse_unsupported(
         if value is not None and not any(
             type(value) is type(none) and value == none for none in refused[name]
         ):
-            raise unsupported(prefix + name)
+            raise unsupported(prefix + name, REASONS.get(name, ""))
 
 
 def _refuse_replaced(replaced: Mapping[str, str], body: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ FLAGS = {
     "--otlp-endpoint": ("QUIRE_OTLP_ENDPOINT", "otlp_endpoint", ""),
     "--tool-call-parser": ("QUIRE_TOOL_CALL_PARSER", "tool_call_parser", "auto"),
     "--reasoning-parser": ("QUIRE_REASONING_PARSER", "reasoning_parser", "auto"),
+    "--strict": ("QUIRE_STRICT", "strict", False),
     "--metrics-compat": ("QUIRE_METRICS_COMPAT", "metrics_compat", "none"),
     "--no-access-log": ("QUIRE_NO_ACCESS_LOG", "access_log", True),
     "--no-ui": ("QUIRE_NO_UI", "ui", True),

@@ -369,7 +369,6 @@ ROWS = [
             "function_call": {"name": "f"},
             "audio": {"voice": "alloy", "format": "wav"},
             "modalities": ["text", "audio"],
-            "prediction": {"type": "content", "content": "x"},
             "web_search_options": {},
             "moderation": {"model": "m"},
             "reasoning_effort": "high",
