@@ -107,19 +107,16 @@ class Api(ABC, Generic[RequestT]):
         params = self.params(request)
         params.check_vocabulary(self.service.info.vocab_size)
         prompts = await self.prompts(request, explain)
+        if params.grammar is not None:
+            await self._compile(params.grammar, request.grammar_field)
         request_id = self.id_prefix + secrets.token_hex(12)
         scope = tenant_of(http.scope).scope(request.cache_salt)
         generation = Generation(
-        if params.grammar is not None:
-            await self._compile(params.grammar, request.grammar_field)
             self.service.client, request_id, prompts, params, record, scope, explain=explain
         )
         generation.submit()
         return generation
 
-    def _reports(self, generation: Generation) -> Reports | None:
-        if not generation.explains:
-            return None
     async def _compile(self, grammar: Grammar, field: str) -> None:
         """Before anything is queued: what is no grammar is refused, and one that is hard delays nobody."""
         try:
@@ -127,6 +124,9 @@ class Api(ABC, Generic[RequestT]):
         except InvalidRequest as error:
             raise InvalidRequest(error.message, field) from error
 
+    def _reports(self, generation: Generation) -> Reports | None:
+        if not generation.explains:
+            return None
         return explainer(self.service).reports(generation.prompts, generation.reports)
 
     def _stream(self, request: RequestT, head: Head, generation: Generation) -> Chunks | ExplainedChunks:
