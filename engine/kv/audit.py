@@ -97,7 +97,7 @@ def _check_tree(prefix: PrefixCache) -> None:
             firsts += 1
             salt, tokens = tree.split(entry.key)
             _ensure(
-                salt in tree.salts(entry.tenant, tokens),
+                tree.has_salt(entry.tenant, tokens, salt),
                 f"block {entry.block_id} is not known as tenant {entry.tenant}'s",
             )
     _ensure(sum(map(len, hanging.values())) == len(prefix), "a block hangs twice or nowhere")

@@ -80,7 +80,7 @@ class Explainer:
 
     def _has_other_salt(self, request: Request, key: BlockKey) -> bool:
         tokens = key.content[len(request.salt) :]
-        return bool(self._prefix.tree.salts(request.scope.tenant, tokens) - {request.salt})
+        return self._prefix.tree.has_other_salt(request.scope.tenant, tokens, request.salt)
 
     def _diverged(self, request: Request, key: BlockKey, start: int) -> CacheReport | None:
         """The tenant's cached block of the same place that agrees with the prompt for longest, if any does:

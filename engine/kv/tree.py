@@ -84,9 +84,14 @@ class PrefixTree:
         """Where anything hangs."""
         return iter(self._newest)
 
-    def salts(self, tenant: str, tokens: bytes) -> frozenset[bytes]:
-        """The salts under which the tenant published a first block of these tokens."""
-        return frozenset(self._salts.get((tenant, tokens), ()))
+    def has_salt(self, tenant: str, tokens: bytes, salt: bytes) -> bool:
+        """Whether the tenant published a first block of these tokens under the salt."""
+        return salt in self._salts.get((tenant, tokens), ())
+
+    def has_other_salt(self, tenant: str, tokens: bytes, salt: bytes) -> bool:
+        """Whether it did so under another one. O(1): there may be a salt for each of its users."""
+        salts = self._salts.get((tenant, tokens), ())
+        return len(salts) > (salt in salts)
 
     def num_salts(self) -> int:
         """How many first blocks the index of salts has."""

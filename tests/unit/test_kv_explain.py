@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import tracemalloc
 from array import array
 from collections.abc import Sequence
 from copy import deepcopy
@@ -207,6 +208,18 @@ class TestReasons:
         cache(kv, [0, 1, 90, 91])
         assert ask(kv, range(8)).reason is MissReason.OTHER_SALT, "says more than a shared beginning"
         assert ask(kv, [0, 1, 2, 90, 5]).reason is MissReason.DIVERGED, "all of the block must be equal"
+
+    def test_a_salt_for_each_of_many_users_costs_an_admission_nothing(self) -> None:
+        kv = make_kv(blocks=2000)
+        for user in range(2000):
+            cache(kv, range(4), CacheScope("ours", b"%d" % user))
+        request = Request("r", range(8), SamplingParams(), scope=OURS)
+        hit = kv.match(request)
+        tracemalloc.start()
+        assert kv.account(request, hit).reason is MissReason.OTHER_SALT
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 20_000, "the salts were copied"
 
     def test_other_tenants_are_never_spoken_of(self) -> None:
         kv = make_kv()
