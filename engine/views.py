@@ -87,7 +87,7 @@ class BlockView:
         state: "free", "in_use", "shared" (in use by several) or "cached" (used by nobody, content kept).
         tenant: on whose account it is; "" where it is free.
         owner: the request that first took it, as the client numbered it; "" where it is free.
-        holders: the requests in whose page tables it is.
+        holders: the requests in whose page tables it is, a few of them where they are many.
         position: its index in their page tables: it holds tokens position * block_size and after.
         tokens: how many of its slots hold keys and values.
         digest: of its content and all before it, as 16 hex digits; "" where it is not published.
@@ -110,7 +110,8 @@ class BlockView:
 
 @dataclass(frozen=True, slots=True)
 class BlockDetail:
-    """One block with its tokens. `children`: the cached blocks that go on from it."""
+    """One block with its tokens. `children`: the cached blocks that go on from it, the newest first; where
+    they are many, not all."""
 
     block: BlockView
     token_ids: tuple[int, ...] = ()

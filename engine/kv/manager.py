@@ -218,9 +218,9 @@ class KVManager:
         """The published block with the tokens before a published block's; 0 where there is none."""
         return self.prefix.parent_of(block_id)
 
-    def children(self, block_id: int) -> tuple[int, ...]:
-        """The published blocks that go on from a published one, the newest first."""
-        return self.prefix.children_of(block_id)
+    def children(self, block_id: int, most: int | None = None) -> tuple[int, ...]:
+        """The published blocks that go on from a published one, the newest first; `most`: of them."""
+        return self.prefix.children_of(block_id, most)
 
     def tokens_held(self, running: Iterable[Request]) -> int:
         """Tokens in the blocks in use, shared ones counted once: full blocks less the tails' empty room."""

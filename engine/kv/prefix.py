@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, ItemsView
 from hashlib import sha256
+from itertools import islice
 from typing import NamedTuple
 
 from engine.kv.tree import PrefixTree
@@ -129,12 +130,13 @@ class PrefixCache:
         entry = None if key is None or key.parent is None else self._entries.get(key.parent.digest)
         return entry.block_id if entry and key and same_content(entry.key, key.parent) else 0
 
-    def children_of(self, block_id: int) -> tuple[int, ...]:
-        """The published blocks that go on from a published one, the newest first."""
+    def children_of(self, block_id: int, most: int | None = None) -> tuple[int, ...]:
+        """The published blocks that go on from a published one, the newest first; `most`: of them."""
         key = self._key_of.get(block_id)
         if key is None or not self.tree.goes_on(key.digest):  # mostly
             return ()
-        return tuple(child for child in self.tree.children(key.digest) if self.parent_of(child) == block_id)
+        joined = (child for child in self.tree.children(key.digest) if self.parent_of(child) == block_id)
+        return tuple(islice(joined, most))
 
     def entries(self) -> ItemsView[bytes, Entry]:
         return self._entries.items()

@@ -19,6 +19,9 @@ MAX_WAITING_LANES = 64
 MAX_PAGE_BLOCKS = 10_000
 # Blocks looked at for one page, where most of them are in another state than the one asked for.
 MAX_SCANNED_BLOCKS = 20_000
+# A system prompt's blocks are in the page tables of all requests, and thousands of prompts go on from them.
+MAX_HOLDERS = 32
+MAX_CHILDREN = 1000
 STATES = ("free", "cached", "in_use", "shared")
 
 
@@ -50,7 +53,7 @@ class Showcase:
         block_ids = list(islice(fitting, limit))
         if len(block_ids) == limit:
             end = block_ids[-1] + 1
-        holders = self._holders(live, set(block_ids))
+        holders = self._holders(live, block_ids)
         views = tuple(self._view(block_id, holders.get(block_id, ())) for block_id in block_ids)
         return CachePage(views, end if end <= self._kv.pool.num_blocks else None)
 
@@ -58,9 +61,9 @@ class Showcase:
         """One block with its tokens, as far as they are known; None where there is no such block."""
         if not 1 <= block_id <= self._kv.pool.num_blocks:
             return None
-        holders = self._holders(live, {block_id}).get(block_id, ())
+        holders = self._holders(live, [block_id]).get(block_id, ())
         view = self._view(block_id, holders)
-        return BlockDetail(view, self._token_ids(view, holders), self._kv.children(block_id))
+        return BlockDetail(view, self._token_ids(view, holders), self._kv.children(block_id, MAX_CHILDREN))
 
     def _state(self, block_id: int) -> str:
         refs = self._kv.pool.ref(block_id)
@@ -68,15 +71,23 @@ class Showcase:
             return "cached" if self._kv.pool.is_kept(block_id) else "free"
         return "in_use" if refs == 1 else "shared"
 
-    @staticmethod
-    def _holders(live: Iterable[Request], block_ids: set[int]) -> dict[int, list[Request]]:
-        holders: dict[int, list[Request]] = {}
+    def _holders(self, live: Iterable[Request], block_ids: Iterable[int]) -> dict[int, list[Request]]:
+        """Who has these blocks: of each, the furthest choice of each of MAX_HOLDERS requests at most."""
+        wanted = {block_id for block_id in block_ids if self._kv.pool.ref(block_id)}
+        holders: dict[int, dict[str, Request]] = {block_id: {} for block_id in wanted}
         for request in live:
-            for block_id in block_ids.intersection(request.block_ids):
-                holders.setdefault(block_id, []).append(request)
-            if request.copy_source in block_ids:
-                holders.setdefault(request.copy_source, []).append(request)
-        return holders
+            if not wanted:
+                break
+            held = wanted.intersection(request.block_ids)
+            if request.copy_source in wanted:
+                held.add(request.copy_source)
+            for block_id in held:
+                known = holders[block_id]
+                if known.setdefault(request.request_id, request).computed < request.computed:
+                    known[request.request_id] = request
+                if len(known) == MAX_HOLDERS:
+                    wanted.remove(block_id)
+        return {block_id: list(known.values()) for block_id, known in holders.items()}
 
     def _view(self, block_id: int, holders: Sequence[Request]) -> BlockView:
         state = self._state(block_id)
@@ -90,7 +101,7 @@ class Showcase:
             state,
             tenant=facts.tenant_names[facts.tenants[block_id]],
             owner=str(owner) if owner else "",
-            holders=tuple(dict.fromkeys(request.request_id for request in holders)),
+            holders=tuple(request.request_id for request in holders),
             position=facts.positions[block_id],
             tokens=self._tokens(block_id, holders),
             digest="" if key is None else key.digest.hex()[:16],

@@ -89,7 +89,7 @@ class Block(BaseModel):
     state: State
     tenant: str = Field(description="On whose account it is; empty where it is free.")
     owner: str = Field(description="The request that took it, while that lives.")
-    holders: list[str] = Field(description="The live requests that use it.")
+    holders: list[str] = Field(description="The live requests that use it, 32 at most.")
     position: int = Field(description="It holds the tokens from position * block_size on.")
     tokens: int = Field(description="How many of its slots hold keys and values.")
     digest: str = Field(description="Of its content and all before it; empty where it cannot be shared.")
@@ -118,7 +118,7 @@ class CacheReply(BaseModel):
 class BlockReply(BaseModel):
     object: Literal["cache.block"]
     block: Block
-    children: list[int] = Field(description="Cached blocks that go on from it.")
+    children: list[int] = Field(description="Cached blocks that go on from it, the newest 1000.")
     token_ids: list[int] | None = Field(description="Null where API keys are configured.")
     text: str | None = Field(description="Null where API keys are configured.")
 

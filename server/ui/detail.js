@@ -7,6 +7,7 @@ import { FREE, STATES } from "./pool.js";
 import { below, build } from "./tree.js";
 
 const MOST_CHILDREN = 12;
+const MOST_TOLD = 1000; // the server names no more
 
 export class Detail {
   /** @param on {pin(id), highlight(highlight | null), moved()} */
@@ -96,7 +97,7 @@ export class Detail {
     if (parent) rows.push(el("p.relatives", {}, "after ", link(parent)));
     if (children.length) {
       const left = children.length - MOST_CHILDREN;
-      rows.push(el("p.relatives", {}, "goes on in ", ...children.slice(0, MOST_CHILDREN).flatMap((id) => [link(id), " "]), left > 0 ? `and ${count(left)} more` : null));
+      rows.push(el("p.relatives", {}, "goes on in ", ...children.slice(0, MOST_CHILDREN).flatMap((id) => [link(id), " "]), left > 0 ? `and ${children.length < MOST_TOLD ? count(left) : "many"} more` : null));
     }
     if (parent || children.length) rows.push(el("p.dim", {}, `${plural(this.relatives ?? 0, "relative")} lit in the atlas`));
     return rows;

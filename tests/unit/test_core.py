@@ -427,6 +427,24 @@ class TestViews:
         assert core.cache_block(free.block_id) == BlockDetail(BlockView(free.block_id, "free"))
         assert core.cache_block(0) is core.cache_block(9) is None
 
+    def test_of_many_holders_and_children_a_few_are_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(show, "MAX_HOLDERS", 2)
+        monkeypatch.setattr(show, "MAX_CHILDREN", 2)
+        core, _ = make(num_blocks=65, max_num_seqs=8)
+        core.add("0", range(2, 8), SamplingParams(max_tokens=2, ignore_eos=True))
+        finish(core)
+        for number in (1, 2, 3):
+            prompt = [*range(2, 6), *[number + 20] * 5]
+            core.add(str(number), prompt, SamplingParams(n=2, seed=1, max_tokens=8, ignore_eos=True))
+        for _ in range(5):
+            core.step()
+        head = next(view for view in core.cache_page(state="shared").blocks if view.position == 0)
+        assert head.holders == ("1", "2") and core.kv.pool.ref(head.block_id) == 6
+        detail = core.cache_block(head.block_id)
+        assert detail is not None and detail.block == head
+        assert detail.children == core.kv.children(head.block_id)[:2]
+        assert len(core.kv.children(head.block_id)) == 3
+
     def test_a_leaked_block_can_be_looked_at(self) -> None:
         core, _ = make()
         (block_id,) = core.kv.pool.take(1)
