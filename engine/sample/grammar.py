@@ -267,7 +267,7 @@ def _source(grammar: Grammar, control: Mapping[str, int]) -> str:
     if kind in (GrammarKind.JSON_SCHEMA, GrammarKind.JSON_OBJECT):
         return _json_source(text)
     if kind is GrammarKind.REGEX:
-        return LLMatcher.grammar_from_regex(text)
+        return LLMatcher.grammar_from_regex(ascii_classes(text))
     if kind is GrammarKind.CHOICE:
         return LLMatcher.grammar_from_regex("|".join(re.escape(choice) for choice in json.loads(text)))
     if kind is GrammarKind.LARK:
@@ -278,10 +278,51 @@ def _source(grammar: Grammar, control: Mapping[str, int]) -> str:
 
 
 def _json_source(schema: str) -> str:
+    portable = json.dumps(_ascii_patterns(json.loads(schema)))
     try:
-        return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
+        return LLMatcher.grammar_from_json_schema(portable, overrides={"whitespace_pattern": WHITESPACE})
     except ValueError as error:
         raise _refused(_reason(str(error))) from error
+
+
+def ascii_classes(pattern: str) -> str:
+    r"""Has `\d` and `\w` mean ASCII, as JSON Schema says and as whoever reads the number expects.
+
+    >>> ascii_classes(r"\d+[\d.]\\d")
+    '[0-9]+[0-9.]\\\\d'
+    """
+    out, inside = [], False
+    for piece in re.findall(r"\\.|[^\\]|\\$", pattern, re.DOTALL):
+        if piece in _ASCII:
+            piece = _ASCII[piece] if inside else f"[{_ASCII[piece]}]"
+        elif piece in _NOT_ASCII and not inside:
+            piece = f"[^{_NOT_ASCII[piece]}]"
+        elif piece in "[]":
+            inside = piece == "["
+        out.append(piece)
+    return "".join(out)
+
+
+_ASCII = {r"\d": "0-9", r"\w": "0-9A-Za-z_"}
+_NOT_ASCII = {r"\D": "0-9", r"\W": "0-9A-Za-z_"}
+_VALUES = ("enum", "const", "default", "examples", "example")
+
+
+def _ascii_patterns(schema: Any) -> Any:
+    """The schema with its patterns rewritten; values in it are left as they are."""
+    if isinstance(schema, list):
+        return [_ascii_patterns(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found: dict[str, Any] = {}
+    for name, inner in schema.items():
+        if name == "pattern" and isinstance(inner, str):
+            found[name] = ascii_classes(inner)
+        elif name == "patternProperties" and isinstance(inner, dict):
+            found[name] = {ascii_classes(key): _ascii_patterns(value) for key, value in inner.items()}
+        else:
+            found[name] = inner if name in _VALUES else _ascii_patterns(inner)
+    return found
 
 
 def tag_source(tag: Any, control: Mapping[str, int]) -> str:
@@ -298,7 +339,7 @@ def tag_source(tag: Any, control: Mapping[str, int]) -> str:
         if trigger is None:
             raise _refused(f"structure {i} begins with none of the triggers")
         names.append(f"tag_{i}")
-        schema = json.dumps(structure["schema"])
+        schema = json.dumps(_ascii_patterns(structure["schema"]))
         body = f"{_quoted(begin[len(trigger) :], control)} %json {schema} {_quoted(end, control)}"
         if trigger in control:
             rules.append(f"tag_{i}: TEXT <[{control[trigger]}]> {body}")
