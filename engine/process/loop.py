@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 SNAPSHOT_INTERVAL_S = 0.2
 FRAME_INTERVAL_S = 0.2
+# Of answers before the next step; one is always given.
+ANSWERS_S = 0.02
 
 
 class Core(Protocol):
@@ -117,6 +120,7 @@ class EngineLoop:
         self._grammars = GrammarDesk(core.grammars)
         self._waiting: dict[str, list[Cancel]] = {}  # requests whose grammar is compiled, what came meanwhile
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._questions: deque[frames.Question] = deque()
         self._refused: list[TokenOutput] = []
         self._out_of_memory = 0
         self._snapshot_s = 0.0
@@ -139,6 +143,7 @@ class EngineLoop:
             Exception: a step broke in a way that no single request is to blame for.
         """
         while self._take_commands():
+            self._answer_some()
             outputs = self._step() if self._core.has_work else []
             if self._refused:
                 outputs, self._refused = [*self._refused, *outputs], []
@@ -151,7 +156,7 @@ class EngineLoop:
     def _take_commands(self) -> bool:
         """Applies what was asked; waits for it if there is nothing else to do. False on Quit."""
         try:
-            if not self._core.has_work:
+            if not self._core.has_work and not self._questions:
                 self._apply_or_quit(self._inbox.get(timeout=self._camera.due_in_s()))
             while True:
                 self._apply_or_quit(self._inbox.get_nowait())
@@ -172,9 +177,17 @@ class EngineLoop:
         elif isinstance(command, frames.Watch):
             self._camera.watch(command.on)
         else:
+            self._questions.append(command)
+
+    def _answer_some(self) -> None:
+        """In their order, and not for long: however much is asked, requests go on, and aborts are heard."""
+        began_s = time.monotonic()
+        while self._questions:
             self.busy_since = time.monotonic()
-            self._emit(answer(self._core, command))
+            self._emit(answer(self._core, self._questions.popleft()))
             self.busy_since = 0.0
+            if time.monotonic() - began_s >= ANSWERS_S:
+                break
 
     def _add_when_ready(self, command: Add) -> None:
         """A client has the grammar compiled before it submits, but it may be forgotten since."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -137,6 +137,35 @@ class TestQuestions:
             assert all(len(page.blocks) == 1 for page in pages)
             assert not core.aborted
             client.abort("a")
+
+        run(test)
+
+    def test_many_of_them_hold_up_no_step_and_no_abort(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loop, "ANSWERS_S", 0.0)
+
+        async def test(client: InProcessClient, core: FakeCore) -> None:
+            steps: list[int] = []
+            heard: list[bool] = []
+            probe = core.probe
+
+            def counted(prompt_ids: Sequence[int], scope: CacheScope) -> CacheReport:
+                steps.append(core._steps)
+                heard.append(bool(core.aborted))
+                return probe(prompt_ids, scope)
+
+            monkeypatch.setattr(core, "probe", counted)
+            streams = [client.submit(name, FOREVER, SamplingParams()) for name in "ab"]
+            for stream in streams:
+                await anext(stream)
+            core.gate.clear()
+            asked = [asyncio.ensure_future(client.probe_cache([1])) for _ in range(20)]
+            await asyncio.sleep(0)
+            client.abort("a")
+            core.gate.set()
+            await asyncio.gather(*asked)
+            assert len(set(steps)) == 20, "a step after each"
+            assert all(heard[1:]), "the abort was sent last and is heard before them"
+            client.abort("b")
 
         run(test)
 
