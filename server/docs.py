@@ -18,10 +18,14 @@ from pydantic import BaseModel
 from server.schema.cache import ProbeRequest
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
-from server.schema.errors import ErrorReply
+from server.schema.errors import AnthropicErrorReply, ErrorReply
+from server.schema.messages import CountTokensRequest, MessagesRequest
 
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (ChatRequest, CompletionRequest, ProbeRequest, ErrorReply)
+_BODIES: tuple[type[BaseModel], ...] = (
+    *(ChatRequest, CompletionRequest, MessagesRequest, CountTokensRequest, ProbeRequest),
+    *(ErrorReply, AnthropicErrorReply),
+)
 _ERRORS = {
     "400": "The request is at fault; `param` names the field.",
     "401": "An API key is missing or wrong.",
@@ -36,6 +40,8 @@ _ERRORS = {
 _EXAMPLES = {
     "/v1/chat/completions": '{"messages": [{"role": "user", "content": "Hello!"}]}',
     "/v1/completions": '{"prompt": "Once upon a time", "max_tokens": 32}',
+    "/v1/messages": '{"max_tokens": 64, "messages": [{"role": "user", "content": "Hello!"}]}',
+    "/v1/messages/count_tokens": '{"messages": [{"role": "user", "content": "Hello!"}]}',
     "/v1/cache/probe": '{"messages": [{"role": "user", "content": "Hello!"}]}',
 }
 # How to ask those that take no body, where it is not simply their address.
@@ -46,7 +52,11 @@ _CURL = {
     "/v1/cache/events": "-N {url}",
     "/v1/models/{model}": "",
 }
-_STREAMED = ("/v1/chat/completions", "/v1/completions")
+_STREAMED = {
+    "/v1/chat/completions": "ends with `data: [DONE]`",
+    "/v1/completions": "ends with `data: [DONE]`",
+    "/v1/messages": "from `message_start` to `message_stop`",
+}
 _ADMIN_ERRORS = ("400", "401", "403", "404", "429", "503")
 
 
@@ -98,7 +108,8 @@ def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, An
 def _describe_errors(path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)  # this server answers 400
-    schema = {"$ref": _REF.format(model="ErrorReply")}
+    shape = "AnthropicErrorReply" if path.startswith("/v1/messages") else "ErrorReply"
+    schema = {"$ref": _REF.format(model=shape)}
     statuses = {"401": _ERRORS["401"]}
     if "requestBody" in operation:
         statuses = {status: text for status, text in _ERRORS.items() if status != "403"}
@@ -108,7 +119,7 @@ def _describe_errors(path: str, operation: dict[str, Any]) -> None:
         responses[status] = {"description": text, "content": {"application/json": {"schema": schema}}}
     if path in _STREAMED:
         responses["200"]["content"]["text/event-stream"] = {
-            "schema": {"type": "string", "description": "With stream: true; ends with `data: [DONE]`."}
+            "schema": {"type": "string", "description": f"With stream: true; {_STREAMED[path]}."}
         }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from engine import errors as engine_errors
 
@@ -73,6 +74,18 @@ _HTTP_CODES = {
     503: "unavailable",
 }
 
+# Paths of Anthropic's API, whose clients expect its shape of errors, and its types by status.
+_ANTHROPIC_PATHS = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
 
 class ApiError(Exception):
     """A refusal that is ready to be sent."""
@@ -108,13 +121,32 @@ class ApiError(Exception):
             }
         )
 
+    def anthropic_body(self) -> bytes:
+        """The error as Anthropic writes it."""
+        kind = _ANTHROPIC_TYPES.get(self.status, "api_error" if self.status >= 500 else INVALID)
+        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": self.message}})
+
     def response(self) -> Response:
-        return Response(self.body(), self.status, self.headers, media_type="application/json")
+        return _ErrorResponse(self)
 
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
         """Headers as ASGI wants them, for those who answer below the framework."""
         named = {"content-type": "application/json", "content-length": str(len(self.body())), **self.headers}
         return [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in named.items()]
+
+
+class _ErrorResponse(Response):
+    """In the shape that the request's path calls for, whoever refuses it."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.body(), error.status, error.headers, media_type="application/json")
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in _ANTHROPIC_PATHS:
+            self.body = self._error.anthropic_body()
+            self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from engine.types import TokenEvent
+from server.errors import ApiError
 from server.logprobs import LegacyLogprobs, chat_entries
 from server.prompts import Tokenizer
 
@@ -50,10 +51,25 @@ def error_frame(body: bytes) -> bytes:
     return b"data: " + body + b"\n\n"
 
 
+class Frames(Protocol):
+    """What writes one stream.
+
+    Attributes:
+        keep_alive: sent when nothing else was for a while.
+    """
+
+    @property
+    def keep_alive(self) -> bytes: ...
+    def event(self, choice: int, event: TokenEvent) -> bytes: ...
+    def end(self) -> bytes: ...
+    def failed(self, error: ApiError) -> bytes: ...
+
+
 class Chunks(ABC):
     """Renders one stream. `usage` is read for the last chunk, and for all with continuous usage."""
 
     object_name: str
+    keep_alive = KEEP_ALIVE
 
     def __init__(self, head: Head, usage: Usage, usage_in_stream: tuple[bool, bool]) -> None:
         self._usage = usage
@@ -71,6 +87,10 @@ class Chunks(ABC):
         if not self._last_usage:
             return DONE
         return b"data: " + self._base + b',"choices":[],"usage":' + encode(self._usage()) + b"}\n\n" + DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        """The frames after which a stream that broke ends."""
+        return error_frame(error.body()) + DONE
 
     def _lead(self, choice: int, field: bytes) -> bytes:
         return b'data: %b,"choices":[{"index":%d,%b' % (self._base, choice, field)
@@ -94,12 +114,14 @@ class ExplainedChunks:
         explain: a prompt's position -> its report, once that is known.
     """
 
-    def __init__(self, chunks: Chunks, n: int, explain: Callable[[int], Mapping[str, Any] | None]) -> None:
+    def __init__(self, chunks: Frames, n: int, explain: Callable[[int], Mapping[str, Any] | None]) -> None:
         self._chunks = chunks
         self._n = n
         self._explain = explain
         self._told: set[int] = set()
         self.end = chunks.end
+        self.failed = chunks.failed
+        self.keep_alive = chunks.keep_alive
 
     def event(self, choice: int, event: TokenEvent) -> bytes:
         frames = self._chunks.event(choice, event)

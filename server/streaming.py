@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from engine.errors import EngineDead, QuireError
 from server.errors import ApiError, to_api_error
 from server.generation import Generation
-from server.render import DONE, KEEP_ALIVE, Choice, Chunks, ExplainedChunks, error_frame
+from server.render import Choice, Frames
 from server.service import Phase, Service
 
 logger = logging.getLogger("quire")
@@ -33,7 +33,7 @@ class EventStream(Response):
         self,
         service: Service,
         generation: Generation,
-        chunks: Chunks | ExplainedChunks,
+        chunks: Frames,
         headers: dict[str, str],
     ) -> None:
         super().__init__(
@@ -58,15 +58,14 @@ class EventStream(Response):
             await self._send_events(send)
         except asyncio.CancelledError:
             # Only a server that is being forced down cancels a request.
-            await self._send_last(send, error_frame(_shutting_down().body()) + DONE)
+            await self._send_last(send, self._chunks.failed(_shutting_down()))
             raise
         except QuireError as exc:
-            error = _explain(exc, self._service)
-            await self._send_last(send, error_frame(error.body()) + DONE)
+            await self._send_last(send, self._chunks.failed(_explain(exc, self._service)))
         except Exception:
             logger.exception("request %s failed while streaming", self._generation.id)
             error = ApiError(500, "The server had an internal error.")
-            await self._send_last(send, error_frame(error.body()) + DONE)
+            await self._send_last(send, self._chunks.failed(error))
         finally:
             listener.cancel()
             await self._generation.close()
@@ -92,7 +91,9 @@ class EventStream(Response):
                     message = await receive()
             except TimeoutError:
                 if seen == self._frames_sent:
-                    await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                    await send(
+                        {"type": "http.response.body", "body": self._chunks.keep_alive, "more_body": True}
+                    )
                 seen = self._frames_sent
                 continue
             if message["type"] == "http.disconnect":

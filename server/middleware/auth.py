@@ -47,7 +47,7 @@ class Auth:
             return
         error = ApiError(
             401,
-            "A valid API key is needed: send it as `Authorization: Bearer KEY`.",
+            "A valid API key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
@@ -56,10 +56,18 @@ class Auth:
     def _tenant(self, scope: Scope) -> Tenant | None:
         if not self._tenants.keys_configured:
             return self._tenants.anonymous
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        sent = _sent(scope, b"authorization")
+        if not sent:
+            # As Anthropic's clients send it; looked at only where there is no other.
+            keys = _sent(scope, b"x-api-key")
+            return self._tenants.find(keys[0].strip()) if len(keys) == 1 else None
         if len(sent) != 1 or sent[0][:7].lower() != b"bearer ":
             return None
         return self._tenants.find(sent[0][7:].strip())
+
+
+def _sent(scope: Scope, header: bytes) -> list[bytes]:
+    return [value for name, value in scope["headers"] if name == header]
 
 
 def tenant_of(scope: Scope) -> Tenant:

@@ -14,7 +14,7 @@ from server.docs import describe_body
 from server.generation import Generation
 from server.parsing.parser import OutputParser
 from server.prompts import Prompt
-from server.render import ChatChunks, Choice, Chunks, Head, reply
+from server.render import ChatChunks, Choice, Frames, Head, reply
 from server.render_parsed import ParsedChoice, ParsedChunks
 from server.routes.common import conversation
 from server.routes.generate import Api, Reports
@@ -66,7 +66,7 @@ class ChatApi(Api[ChatRequest]):
         ]
         return [parser for parser in made if parser is not None]
 
-    def chunks(self, request: ChatRequest, head: Head, generation: Generation) -> Chunks:
+    def chunks(self, request: ChatRequest, head: Head, generation: Generation) -> Frames:
         parsers = self._parsers(request, generation)
 
         def usage() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from server.generation import Generation
 from server.metrics import RequestMetrics
 from server.middleware.auth import tenant_of
 from server.prompts import Prompt
-from server.render import Choice, Chunks, ExplainedChunks, Head
+from server.render import Choice, ExplainedChunks, Frames, Head
 from server.routes.common import check_model, explain_asked, explainer, read_body
 from server.schema.common import RequestT, parse
 from server.service import Service
@@ -43,6 +43,10 @@ class Api(ABC, Generic[RequestT]):
     def __init__(self, service: Service) -> None:
         self.service = service
 
+    async def read(self, http: Request) -> RequestT:
+        """The request, from its body."""
+        return parse(self.schema, await read_body(self.service, http))
+
     @abstractmethod
     async def prompts(self, request: RequestT, explain: bool) -> Sequence[Prompt]: ...
 
@@ -50,7 +54,7 @@ class Api(ABC, Generic[RequestT]):
     def params(self, request: RequestT) -> SamplingParams: ...
 
     @abstractmethod
-    def chunks(self, request: RequestT, head: Head, generation: Generation) -> Chunks: ...
+    def chunks(self, request: RequestT, head: Head, generation: Generation) -> Frames: ...
 
     def choices(self, request: RequestT, generation: Generation) -> Sequence[Choice]:
         """What a whole reply is collected in."""
@@ -79,8 +83,7 @@ class Api(ABC, Generic[RequestT]):
             refusal = self.service.why_not_ready()
             if refusal is not None:
                 raise refusal
-            body = await read_body(self.service, http)
-            request = parse(self.schema, body)
+            request = await self.read(http)
             trail.stream = bool(request.stream)
             headers = self._check_fields(request)
             trail.generation = generation = await self._submit(request, http, record)
@@ -129,7 +132,7 @@ class Api(ABC, Generic[RequestT]):
             return None
         return explainer(self.service).reports(generation.prompts, generation.reports)
 
-    def _stream(self, request: RequestT, head: Head, generation: Generation) -> Chunks | ExplainedChunks:
+    def _stream(self, request: RequestT, head: Head, generation: Generation) -> Frames:
         chunks = self.chunks(request, head, generation)
         if not generation.explains:
             return chunks

@@ -223,6 +223,7 @@ WITH_KEYS = ServerSettings(api_keys=("one", "two"), admin_keys=("root",))
 PUBLIC = {"/health", "/ready", "/version", "/ui", "/ui/{name:path}"}
 ANY_KEY = {
     *("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model:path}"),
+    *("/v1/messages", "/v1/messages/count_tokens"),
     *("/v1/cache/probe", "/metrics", "/docs", "/openapi.json"),
 }
 ADMIN = {"/v1/cache", "/v1/cache/blocks/{block_id}", "/v1/cache/reset", "/v1/cache/events"}
@@ -281,7 +282,11 @@ class TestRoutes:
             bearer("one" * 1000),
             {"authorization": "Basic one"},
             {"authorization": "one"},
-            {"x-api-key": "root"},
+            {"x-api-key": "three"},
+            {"x-api-key": ""},
+            {"x-api-key": "Bearer root"},
+            [("x-api-key", "root"), ("x-api-key", "root")],
+            {"x-api-key": "root", "authorization": "Bearer three"},
             {"authorization": "Bearer ü".encode("latin-1")},
             [("authorization", "Bearer one"), ("authorization", "Bearer root")],
         ],
@@ -292,6 +297,14 @@ class TestRoutes:
             for path in ("/v1/models", "/v1/cache", "/v1/cache/nothing", "/v1/cache/reset?key=root"):
                 reply = await http.get(path, headers=headers)
                 assert reply.status_code == 401 and reply.headers["www-authenticate"] == "Bearer"
+
+    async def test_a_key_as_anthropics_clients_send_it(self) -> None:
+        async with in_process(settings=WITH_KEYS) as (http, client):
+            for headers in ({"x-api-key": "two"}, {"x-api-key": "root", **bearer("two")}):
+                reply = await http.post(CHAT, json={"messages": HELLO}, headers=headers)
+                assert reply.status_code == 200
+            assert [scope.tenant for scope in client.scopes] == ["key-2", "key-2"]
+            assert (await http.get("/v1/cache", headers={"x-api-key": "root"})).status_code == 200
 
     @pytest.mark.parametrize("name", ["x-tenant", "x-quire-tenant", "openai-organization", "openai-project"])
     async def test_a_tenant_is_nothing_one_can_claim(self, name: str) -> None:

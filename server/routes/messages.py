@@ -1,0 +1,104 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API, by way of the chat API's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.errors import QuireError
+from server.docs import describe_body
+from server.errors import ApiError, to_api_error
+from server.generation import Generation
+from server.render import Choice, Frames, Head, encode
+from server.render_messages import MessageStream, reply
+from server.render_pieces import PiecesChoice
+from server.routes.common import check_model, conversation, read_body
+from server.routes.generate import Reports
+from server.routes.translated import TranslatedApi
+from server.schema.chat import ChatRequest
+from server.schema.common import parse
+from server.schema.messages import CountTokensReply, CountTokensRequest, MessagesReply, MessagesRequest
+from server.service import Service
+from server.translate import from_messages, renamed
+from server.unknown import check
+
+NAMES = {
+    "stop": "stop_sequences",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+}
+
+
+class MessagesApi(TranslatedApi):
+    name = "messages"
+    id_prefix = "msg_"
+    names = NAMES
+
+    async def read(self, http: Request) -> ChatRequest:
+        request = parse(MessagesRequest, await read_body(self.service, http))
+        return from_messages(request, self.service.notations)
+
+    def chunks(self, request: ChatRequest, head: Head, generation: Generation) -> Frames:
+        return MessageStream(head, generation, self.reader(request, generation))
+
+    def reply(
+        self,
+        request: ChatRequest,
+        head: Head,
+        generation: Generation,
+        choices: Sequence[Choice],
+        cache: Reports | None,
+    ) -> bytes:
+        (choice,) = choices
+        assert isinstance(choice, PiecesChoice)
+        return reply(head, generation, choice, cache)
+
+    async def count(self, http: Request) -> Response:
+        """Answers without running the prompt.
+
+        Raises:
+            ApiError, QuireError: to be written by the app's handlers.
+        """
+        refusal = self.service.why_not_ready()
+        if refusal is not None:
+            raise refusal
+        request = parse(CountTokensRequest, await read_body(self.service, http))
+        headers = check(request, strict=self.service.settings.strict)
+        try:
+            chat = from_messages(request, self.service.notations)
+            check_model(self.service, chat.model)
+            prompt = await conversation(self.service, chat.messages, chat, locate=False)
+        except QuireError as exc:
+            raise renamed(to_api_error(exc), NAMES) from exc
+        except ApiError as exc:
+            raise renamed(exc, NAMES) from None
+        body = encode({"input_tokens": len(prompt.ids)})
+        return Response(body, 200, headers, "application/json")
+
+
+def router(service: Service) -> APIRouter:
+    api = MessagesApi(service)
+    routes = APIRouter(tags=["generation"])
+
+    @routes.post(
+        "/v1/messages",
+        response_model=MessagesReply,
+        summary="Continue a conversation, as Anthropic's API does",
+        openapi_extra=describe_body(MessagesRequest),
+    )
+    async def messages(request: Request) -> Response:
+        return await api.handle(request)
+
+    @routes.post(
+        "/v1/messages/count_tokens",
+        response_model=CountTokensReply,
+        summary="How many tokens a conversation has",
+        openapi_extra=describe_body(CountTokensRequest),
+    )
+    async def count_tokens(request: Request) -> Response:
+        return await api.count(request)
+
+    return routes

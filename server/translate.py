@@ -1,0 +1,162 @@
+"""Requests of other APIs in the words of the chat API, which serves them all.
+
+Knows both sides' shapes; does not know how replies are written. What the other API asks for and chat cannot
+say is refused here, by the other API's name of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from server.errors import ApiError, invalid
+from server.parsing.chosen import Notations
+from server.schema.chat import ChatRequest
+from server.schema.common import WireModel, parse
+from server.schema.messages import Block, CountTokensRequest, MessagesRequest, PickTool, TextBlock, Turn
+
+Fields = dict[str, Any]
+
+
+class Translated(ChatRequest):
+    """A request of another API. `source` is what was sent."""
+
+    source: Any
+
+
+def translated(source: WireModel, fields: Mapping[str, Any]) -> Translated:
+    """Checks the translation as if it had been sent; fields without a value are left out."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return parse(Translated, {**given, "source": source})
+
+
+def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    """The same error about a field by the name it has in the request: `names` has chat's first."""
+    old = error.param or ""
+    for ours, theirs in names.items():
+        if old == ours or old.startswith((f"{ours}.", f"{ours}[")):
+            error.param = theirs + old.removeprefix(ours)
+            if error.message.startswith(ours):
+                error.message = theirs + error.message.removeprefix(ours)
+            break
+    return error
+
+
+def from_messages(request: CountTokensRequest, notations: Notations) -> Translated:
+    """Anthropic's.
+
+    Raises:
+        ApiError: 400, for what cannot be honoured.
+    """
+    if request.messages[-1].role == "assistant":
+        raise invalid(
+            "messages: the last one is the assistant's; continuing it is not supported.",
+            "messages",
+            "unsupported_parameter",
+        )
+    output, choice = request.output_config, request.tool_choice
+    effort = output.effort if output is not None else None
+    tools = [
+        _tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in request.tools or ()
+    ]
+    fields: Fields = {
+        "model": request.model,
+        "messages": [*_system(request), *(message for turn in request.messages for message in _turn(turn))],
+        "tools": tools or None,
+        "tool_choice": _choice(choice),
+        "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
+        "reasoning_effort": effort,
+        **_thinking(request, notations),
+    }
+    if output is not None and output.format is not None:
+        fields["response_format"] = _json_schema("format", output.format["schema"])
+    if isinstance(request, MessagesRequest):
+        fields |= {
+            "max_tokens": request.max_tokens,
+            "stream": request.stream,
+            "stop": request.stop_sequences,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "top_k": request.top_k,
+            "cache_salt": request.cache_salt,
+            "explain_cache": request.explain_cache,
+        }
+    return translated(request, fields)
+
+
+def _system(request: CountTokensRequest) -> list[Fields]:
+    return [{"role": "system", "content": _text(request.system)}] if request.system else []
+
+
+def _turn(turn: Turn) -> Iterable[Fields]:
+    """A user's turn may hold answers of tools, which are messages of their own in the chat API."""
+    if turn.role == "assistant":
+        yield _assistant(turn.content)
+        return
+    texts: list[Block] = []
+    for block in turn.content:
+        if block.type == "text":
+            texts.append(block)
+            continue
+        if texts:
+            yield {"role": "user", "content": _text(texts)}
+            texts = []
+        yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content or ())}
+    if texts:
+        yield {"role": "user", "content": _text(texts)}
+
+
+def _assistant(blocks: Sequence[Block]) -> Fields:
+    calls = [
+        _call(block.id or "", block.name or "", json.dumps(block.input, ensure_ascii=False))
+        for block in blocks
+        if block.type == "tool_use"
+    ]
+    thoughts = "\n".join(block.thinking or "" for block in blocks if block.type == "thinking")
+    return {
+        "role": "assistant",
+        "content": _text([block for block in blocks if block.type == "text"]),
+        **({"reasoning_content": thoughts} if thoughts else {}),
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def _text(blocks: Iterable[Block | TextBlock]) -> str:
+    return "\n".join(block.text or "" for block in blocks)
+
+
+def _call(identity: str, name: str, arguments: str) -> Fields:
+    return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _tool(name: str, description: str | None, schema: Any, strict: bool | None) -> Fields:
+    function = {"name": name, "description": description, "parameters": schema, "strict": strict}
+    return {"type": "function", "function": function}
+
+
+def _json_schema(name: str, schema: Any) -> Fields:
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
+
+
+def _choice(choice: PickTool | None) -> Any:
+    if choice is None:
+        return None
+    if choice.type == "tool":
+        return {"type": "function", "function": {"name": choice.name}}
+    return "required" if choice.type == "any" else choice.type
+
+
+def _thinking(request: CountTokensRequest, notations: Notations) -> Fields:
+    """On or off as the model's template can be told, or as the model is."""
+    wanted, variables = request.thinking, dict(request.chat_template_kwargs)
+    fields: Fields = {"chat_template_kwargs": variables}
+    if wanted is None or wanted.type == "adaptive":
+        return fields
+    if wanted.type == "disabled":
+        return {**fields, "reasoning_effort": "none"}
+    if "enable_thinking" in notations.reads:
+        variables.setdefault("enable_thinking", True)
+    elif notations.reasoning is None and "reasoning_effort" not in notations.reads:
+        raise invalid("thinking: this model does not think.", "thinking", "unsupported_parameter")
+    return fields
