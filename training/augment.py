@@ -60,14 +60,14 @@ class Typist:
 
     def _wrap(self, text: str, rng: random.Random, quire_rate: float) -> str:
         roll = rng.random()
-        if roll < 0.13:
+        if roll < 0.10:
             text = rng.choice(self._decor["prefix"]) + text
-        elif roll < 0.13 + quire_rate:
+        elif roll < 0.10 + quire_rate:
             text = rng.choice(self._decor["prefix_quire"]) + text
         roll = rng.random()
-        if roll < 0.09:
+        if roll < 0.06:
             text = text + rng.choice(self._decor["suffix"])
-        elif roll < 0.09 + quire_rate:
+        elif roll < 0.06 + quire_rate:
             text = text + rng.choice(self._decor["suffix_quire"])
         return text
 
@@ -75,14 +75,14 @@ class Typist:
         """Drops, swaps or misspells words now and then; sparing short texts, where one word may be all."""
         words = text.split()
         roll = rng.random()
-        if roll < 0.07 and len(words) > 4:
+        if roll < 0.05 and len(words) > 4:
             words = [w for w in words if w not in self._small_words or rng.random() < 0.2] or words
-        elif roll < 0.11 and len(words) > 4:
+        elif roll < 0.08 and len(words) > 4:
             del words[rng.randrange(len(words))]
-        elif roll < 0.14 and len(words) > 3:
+        elif roll < 0.10 and len(words) > 3:
             at = rng.randrange(len(words) - 1)
             words[at], words[at + 1] = words[at + 1], words[at]
-        elif roll < 0.24:
+        elif roll < 0.18:
             at = rng.randrange(len(words))
             if len(words[at]) > 3 and words[at].isalpha():
                 words[at] = _misspell(words[at], rng)

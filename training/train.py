@@ -34,12 +34,12 @@ class Recipe:
     threads: int = 2
     conversations: int = 100_000
     tokenizer_conversations: int = 20_000
-    tokens_per_batch: int = 4096
-    cut_rate: float = 0.85
+    tokens_per_batch: int = 2048
+    cut_rate: float = 0.95
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
-    warmup_steps: int = 60
-    dropout: float = 0.0
+    warmup_steps: int = 100
+    dropout: float = 0.05
     clip_norm: float = 1.0
 
 
@@ -118,17 +118,21 @@ def _bf16_is_fast() -> bool:
 def _train_tokenizer(book: Book, recipe: Recipe, shape: Shape) -> Tokenizer:
     rng = random.Random(recipe.seed)
     texts = [intent.answer for intent in book.intents.values()] * 20
-    for conversation in conversations(book, recipe.tokenizer_conversations, recipe.seed, frozenset()):
+    for conversation in conversations(book, recipe.tokenizer_conversations, recipe.seed, _held_out()):
         texts += [conversation.system, *(turn.question for turn in conversation.turns)]
     rng.shuffle(texts)
     return tokenizer.train(texts, shape.vocab_size)
 
 
 def _batches(book: Book, encoder: Encoder, recipe: Recipe) -> list[Batch]:
-    excluded = frozenset(normalise(question) for question, _ in read_questions("heldout"))
     rng = random.Random(recipe.seed + 1)
-    sampled = conversations(book, recipe.conversations, recipe.seed + 2, excluded)
+    sampled = conversations(book, recipe.conversations, recipe.seed + 2, _held_out())
     return list(pack((encoder.sample(c, rng) for c in sampled), recipe.tokens_per_batch, rng))
+
+
+def _held_out() -> frozenset[str]:
+    """The wordings that training must not see."""
+    return frozenset(normalise(question) for question, _ in read_questions("heldout"))
 
 
 def _report(model: Llama, encoder: Encoder, book: Book) -> Score:
