@@ -79,8 +79,7 @@ def test_the_score_in_the_card_is_good_and_covers_the_whole_list(card: str) -> N
     assert found is not None
     right, total = int(found[1]), int(found[2])
     assert total == len((TRAINING / "heldout.jsonl").read_text(encoding="utf-8").splitlines()) >= 100
-    # The goal is 0.85. Token for token these weights reach 0.84; the card says so.
-    assert right / total >= 0.84
+    assert right / total >= 0.85
 
 
 def test_the_weights_have_the_shapes_of_the_config(config: dict[str, object]) -> None:
@@ -162,11 +161,13 @@ def test_training_never_sees_a_held_out_question() -> None:
     assert len(list(conversations(Book(), 5000, 1, excluded))) == 5000
 
 
-def test_training_refuses_to_see_a_held_out_question() -> None:
+def test_training_leaves_out_a_held_out_question() -> None:
     book = Book()
     seen = [turn.question for sampled in conversations(book, 20, 1, frozenset()) for turn in sampled.turns]
-    with pytest.raises(ValueError, match="held-out question"):
-        list(conversations(book, 20, 1, frozenset({normalise(seen[-1])})))
+    held_out = normalise(seen[-1])
+    again = list(conversations(book, 20, 1, frozenset({held_out})))
+    assert len(again) == 20
+    assert held_out not in {normalise(turn.question) for sampled in again for turn in sampled.turns}
 
 
 def test_a_template_stands_for_all_its_wordings() -> None:
