@@ -35,7 +35,6 @@ WHITESPACE = r"[ ]|\n[ \t]{0,32}"
 
 TOO_COMPLEX = "the grammar is too complex to follow"
 NOTHING_FITS = "no text fits the grammar"
-_TOO_COMPLEX = ("LexerTooComplex", "ParserTooComplex")
 
 
 class CompiledGrammars:
@@ -121,7 +120,7 @@ class TokenMatcher:
         matcher = self._matcher
         matcher.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
         if matcher.is_error():
-            return TOO_COMPLEX if matcher.stop_reason() in _TOO_COMPLEX else NOTHING_FITS
+            return NOTHING_FITS if "NoExtension" in matcher.get_error() else TOO_COMPLEX
         if self._allowed_W is not None:
             words_W &= self._allowed_W
         if self._vocabulary.goes_on(words_W):
@@ -395,5 +394,6 @@ def _reason(error: str) -> str:
         return f"$ref leaves the schema ({found[1][:80]}), and nothing is fetched"
     if "recursion limit" in error:
         return "it is nested too deeply"
-    line = error.strip().partition("\n")[0].removesuffix("<non-verbose/>").strip()
-    return line[:300].rstrip(".") or "it is not valid"
+    first, *others = error.removesuffix("<non-verbose/>").strip().splitlines() or [""]
+    detail = next((line for line in others if line.startswith("error: ")), "").removeprefix("error: ")
+    return " ".join(filter(None, (first.strip(), detail)))[:300].rstrip(".:") or "it is not valid"
