@@ -132,6 +132,8 @@ class FakeExecutor:
         token_ids: list[int] = []
         logprobs: list[TokenLogprob | None] = []
         prompt_logprobs: list[tuple[int, list[TokenLogprob]]] = []
+        ensure(masks is None or plan.constrained, "masks for a step without a grammar")
+        fitting = {} if masks is None else dict(zip(masks.indices, masks.words_KW, strict=True))
         for index, sequence in enumerate(plan.sequences):
             row = self.rows[sequence.row]
             end = sequence.start + sequence.num_tokens
@@ -140,7 +142,7 @@ class FakeExecutor:
                 following = range(sequence.start + 1, min(end + 1, row.prompt_len))
                 prompt_logprobs.append((index, [prompt_logprob(p, row.prompt[p]) for p in following]))
             if sequence.samples:
-                token_ids.append(self._draw(row, seen))
+                token_ids.append(self._draw(row, seen, fitting.get(len(token_ids))))
                 wanted = sequence.logprobs is not None
                 logprobs.append(TokenLogprob(token_ids[-1], -0.5) if wanted else None)
         return _FailingHandle.wrap(self, StepResult(token_ids, logprobs, prompt_logprobs))
@@ -216,9 +218,12 @@ class FakeExecutor:
             seen.append(cell[1])
         return seen
 
-    def _draw(self, row: Row, seen: list[int]) -> int:
+    def _draw(self, row: Row, seen: list[int], words_W: Sequence[int] | None = None) -> int:
         too_short = row.length - row.prompt_len < row.params.min_tokens
-        token_id = draw(row.seed, seen, stop_ids(row.params, self.eos) if too_short else ())
+        banned = set(stop_ids(row.params, self.eos) if too_short else ())
+        if words_W is not None:
+            banned |= {t for t in range(VOCAB) if not int(words_W[t // 32]) >> (t % 32) & 1}
+        token_id = draw(row.seed, seen, banned)
         row.length += 1
         row.last_token = token_id
         places = [self._place(row, position) for position in range(len(seen))]

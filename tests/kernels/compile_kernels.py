@@ -108,6 +108,7 @@ def attention(
 def small_ops() -> None:
     from kernels.copy_blocks.triton import copy_blocks
     from kernels.logprobs.triton import logprobs
+    from kernels.mask_tokens.triton import mask_tokens
     from kernels.penalize.triton import penalize
     from kernels.rms_norm.triton import rms_norm
     from kernels.rotary.triton import rotary
@@ -130,6 +131,7 @@ def small_ops() -> None:
     logprobs(logits_SV, slots, 5)
     state = torch.zeros(1, vocabulary)
     ones = torch.ones(2)
+    mask_tokens(logits_SV, torch.zeros(2, vocabulary // 32, dtype=torch.int32), slots)
     penalize(logits_SV, PenaltyParams(slots, state.int(), state.bool(), ones, ones, ones))
 
 

@@ -61,6 +61,7 @@ def bad_calls() -> dict[str, tuple[str, Any]]:
     k = torch.zeros(1, 2, 32)
     slot = torch.zeros(1, dtype=torch.int64)
     table = torch.zeros(4, 32)
+    words = torch.zeros(1, 1, dtype=torch.int32)
 
     def attend(q: Any = q, kv: Any = kv, window: int = 0, **changes: Any) -> Any:
         changed = dataclasses.replace(batch, **changes)
@@ -87,6 +88,9 @@ def bad_calls() -> dict[str, tuple[str, Any]]:
         "a table of bf16": ("fp32", lambda: api.rotary(q, k, table.bfloat16(), slot)),
         "an unknown activation": ("activation", lambda: api.silu_mul(k[0], activation="relu")),
         "logits of bf16": ("logits", lambda: api.sample(k[0].bfloat16(), sample_params(2))),
+        "masks of too few words": ("masks", lambda: api.mask_tokens(k[0], words[:, :0], slot[:1])),
+        "masks of another type": ("masks", lambda: api.mask_tokens(k[0], words.long(), slot[:1])),
+        "masks for more rows": ("masks", lambda: api.mask_tokens(k[0], words, slot[:1].repeat(2))),
         "top past the vocabulary": ("top", lambda: api.logprobs(k[0], slot.repeat(2), 33)),
     }
 

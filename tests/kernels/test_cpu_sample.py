@@ -8,6 +8,8 @@ from torch import Tensor
 
 from kernels.logprobs import reference as logprobs_reference
 from kernels.logprobs.cpu import logprobs
+from kernels.mask_tokens import reference as mask_tokens_reference
+from kernels.mask_tokens.cpu import mask_tokens
 from kernels.native import library as native
 from kernels.penalize import reference as penalize_reference
 from kernels.penalize.cpu import penalize
@@ -146,3 +148,19 @@ def test_equal_logprobs_come_once_each(level: str) -> None:
     with native.using(level):
         _, ids_SK, top_SK = logprobs(torch.tensor([[0.0, 1.0, 0.0, 0.0, 0.0]]), torch.tensor([0]), 3)
     assert ids_SK.tolist() == [[1, 0, 2]] and top_SK[0, 1] == top_SK[0, 2]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("vocabulary", [7, 32, 4099])
+def test_masks_are_the_references(vocabulary: int, level: str) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    words_KW = torch.randint(
+        -(2**31), 2**31 - 1, (5, vocabulary // 32 + 1), generator=generator, dtype=torch.int32
+    )
+    expected_SV = logits(8, vocabulary)
+    got_SV, row_K = expected_SV.clone(), torch.tensor([7, 0, 3, 4, 1])
+    mask_tokens_reference.mask_tokens(expected_SV, words_KW, row_K)
+    with native.using(level):
+        mask_tokens(got_SV, words_KW, row_K)
+    assert torch.equal(got_SV, expected_SV)
+    assert got_SV.isinf().any()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from kernels.copy_blocks import reference as copy_reference
 from kernels.logprobs import reference as logprobs_reference
+from kernels.mask_tokens import reference as mask_tokens_reference
 from kernels.penalize import reference as penalize_reference
 from kernels.rms_norm import reference as norm_reference
 from kernels.rotary import reference as rotary_reference
@@ -197,6 +200,29 @@ def test_penalize(device: str) -> None:
         backend.penalize(got, params)
         torch.testing.assert_close(got.cpu(), torch.tensor(want))
         assert torch.equal(got[1], logits_SV[1])
+
+
+# mask_tokens
+
+
+@pytest.mark.parametrize("vocabulary", [31, 64, 2100])
+def test_mask_tokens(device: str, vocabulary: int) -> None:
+    logits_SV = randn(4, vocabulary, device=device)
+    words = -(-vocabulary // 32) + 1
+    words_KW = torch.randint(
+        -(2**31), 2**31 - 1, (3, words), generator=torch.Generator().manual_seed(3), dtype=torch.int32
+    )
+    words_KW[1] = -1  # everything is allowed
+    rows = [3, 0, 2]
+    want = logits_SV.tolist()
+    for k, row in enumerate(rows):
+        for v in range(vocabulary):
+            if not int(words_KW[k, v // 32]) >> (v % 32) & 1:
+                want[row][v] = -math.inf
+    for backend in backends("mask_tokens", mask_tokens_reference, device):
+        got = logits_SV.clone()
+        backend.mask_tokens(got, words_KW.to(device), torch.tensor(rows, device=device))
+        assert got.tolist() == want
 
 
 # logprobs
