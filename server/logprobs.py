@@ -35,6 +35,26 @@ def _chat_token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str
     }
 
 
+def prompt_entries(
+    tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob | None], most: int
+) -> list[dict[str, Any] | None]:
+    """A prompt's, in vLLM's shape: by token id, the token's own among the likeliest `most`."""
+    return [None if entry is None else _by_id(tokenizer, entry, most) for entry in logprobs]
+
+
+def _by_id(tokenizer: Tokenizer, entry: TokenLogprob, most: int) -> dict[str, Any]:
+    """`rank` is null where the token is not among those that were looked at."""
+    ranks = {token_id: rank for rank, (token_id, _) in enumerate(entry.top[:most], 1)}
+    return {
+        str(token_id): {
+            "logprob": max(logprob, FLOOR),
+            "rank": ranks.get(token_id),
+            "decoded_token": tokenizer.token_text(token_id),
+        }
+        for token_id, logprob in {entry.token_id: entry.logprob, **dict(entry.top[:most])}.items()
+    }
+
+
 class LegacyLogprobs:
     """The parallel lists of one completion choice, grown token by token.
 

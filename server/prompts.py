@@ -71,6 +71,10 @@ class Prompt:
     text: str | None = None
     messages: Sequence[MessageSpan] | None = None
 
+    def shortened(self, most: int | None) -> Prompt:
+        """Its last `most` tokens. What was cut can no longer be told by text or messages."""
+        return self if most is None or len(self.ids) <= most else Prompt(self.ids[-most:])
+
 
 class Prompts:
     """Makes prompts with one model's tokenizer and template."""
@@ -90,7 +94,7 @@ class Prompts:
             ContextTooLong: it cannot fit, said before any work is done.
         """
         _check_length(len(text), context_tokens)
-        ids = await self._run(
+        ids = await self.run(
             len(text), lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         )
         return Prompt(_not_empty(ids, "prompt"), text)
@@ -112,11 +116,13 @@ class Prompts:
         *,
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
+        continue_final_message: bool = False,
         locate: bool = False,
     ) -> Prompt:
         """Renders a conversation with the model's chat template.
 
         Args:
+            continue_final_message: end where the last message's text does.
             locate: say also which tokens are which message's.
         """
         template = self._template
@@ -125,6 +131,8 @@ class Prompts:
                 "This model has no chat template; use /v1/completions.", "messages", "no_chat_template"
             )
         chars = chat.size(messages, variables.get("tools", ()))
+        if continue_final_message:
+            add_generation_prompt, variables = False, {**variables, "continue_final_message": True}
         _check_length(chars, context_tokens)
 
         def render() -> Prompt:
@@ -141,9 +149,10 @@ class Prompts:
                 return spans.find(ids, messages, as_text, self.tokenizer.token_bytes)
             return None
 
-        return await self._run(chars + 32 * len(messages), render)
+        return await self.run(chars + 32 * len(messages), render)
 
-    async def _run(self, work_chars: int, call: Callable[[], T]) -> T:
+    async def run(self, work_chars: int, call: Callable[[], T]) -> T:
+        """Calls at once, or in a thread if that is work for longer."""
         if work_chars <= INLINE_CHARS:
             return call()
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
@@ -152,8 +161,7 @@ class Prompts:
 def _check_length(chars: int, context_tokens: int) -> None:
     if chars > context_tokens * MAX_CHARS_PER_TOKEN:
         raise ContextTooLong(
-            f"The prompt has {chars} characters; that is more than this model's context of "
-            f"{context_tokens} tokens can hold.",
+            f"The prompt has {chars} characters; that is more than {context_tokens} tokens can hold.",
             "prompt",
         )
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from engine.types import TokenEvent
+from engine.types import TokenEvent, TokenLogprob
 from server.errors import ApiError
 from server.logprobs import LegacyLogprobs, chat_entries
 from server.prompts import Tokenizer
@@ -254,6 +254,14 @@ class Choice:
         return self._events[-1]
 
     @property
+    def token_ids(self) -> list[int]:
+        return [token_id for event in self._events for token_id in event.token_ids]
+
+    @property
+    def prompt_logprobs(self) -> Sequence[TokenLogprob | None]:
+        return next((event.prompt_logprobs for event in self._events if event.prompt_logprobs), ())
+
+    @property
     def text(self) -> str:
         return "".join([event.text for event in self._events])
 
@@ -281,8 +289,7 @@ class Choice:
         ids = [entry.token_id for entry in entries]
         if echo is None:
             return LegacyLogprobs(tokenizer).lists(ids, entries)
-        of_prompt = next((event.prompt_logprobs for event in self._events if event.prompt_logprobs), ())
-        return LegacyLogprobs(tokenizer).lists([*echo.ids, *ids], [*of_prompt, *entries])
+        return LegacyLogprobs(tokenizer).lists([*echo.ids, *ids], [*self.prompt_logprobs, *entries])
 
 
 def reply(
@@ -291,9 +298,10 @@ def reply(
     choices: Sequence[Mapping[str, Any]],
     usage: Mapping[str, Any],
     cache: Sequence[Mapping[str, Any]] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """A whole reply. `cache`: what was reused of each prompt, where that was asked."""
-    fields = {**head.fields(object_name), "choices": choices, "usage": usage}
+    """A whole reply. `cache`: what was reused of each prompt, where that was asked. `more`: other fields."""
+    fields = {**head.fields(object_name), "choices": choices, "usage": usage, **(more or {})}
     return encode(fields if cache is None else {**fields, "cache": cache})
 
 

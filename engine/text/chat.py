@@ -41,6 +41,7 @@ _RESERVED = frozenset({*NAMED_TOKENS, "tokenize", "chat_template"})
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # Marks are taken from here; private-use planes have room for input that uses some of them.
 _MARK_CANDIDATES = range(0xF0000, 0xF1000)
+_END_CANDIDATES = range(0xFF000, 0xFFF00)
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -90,7 +91,8 @@ class ChatTemplate:
         """Renders and encodes a prompt.
 
         Args:
-            kwargs: further variables for the template (enable_thinking, documents ...).
+            kwargs: `continue_final_message`, for a prompt that ends where the last message's text does; and
+                further variables for the template (enable_thinking, documents ...).
 
         Raises:
             InvalidRequest: the template does not accept the messages, or they make it too costly.
@@ -115,9 +117,25 @@ class ChatTemplate:
         messages: Messages,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **kwargs: Any,
     ) -> list[Segment]:
         """Renders a prompt in pieces: text, and the ids of the control tokens the template wrote."""
+        if not continue_final_message:
+            return self._segments(messages, tools, add_generation_prompt, **kwargs)
+        # What a template writes after the last message is only known by where that message ends.
+        end = _unused_character(_strings([messages, tools, kwargs]))
+        *before, last = messages
+        open_ended = [*before, {**last, "content": f"{last.get('content') or ''}{end}"}]
+        return _until(end, self._segments(open_ended, tools, False, **kwargs))
+
+    def _segments(
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        **kwargs: Any,
+    ) -> list[Segment]:
         self._check_roles(messages)
         if reserved := _RESERVED.intersection(kwargs):
             raise InvalidRequest(
@@ -301,6 +319,27 @@ def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
     if text is None:
         return message
     return {"thinking": text, **message, "reasoning_content": text}
+
+
+def _unused_character(inputs: Iterator[str]) -> str:
+    """A private-use character of the far end, which marks leave alone and nobody wrote."""
+    used = set().union(*inputs)
+    for code in _END_CANDIDATES:
+        if chr(code) not in used:
+            return chr(code)
+    raise InvalidRequest("The messages use too many private-use characters.", "messages")
+
+
+def _until(end: str, segments: Sequence[Segment]) -> list[Segment]:
+    """What comes before the last `end`."""
+    for position in range(len(segments) - 1, -1, -1):
+        part = segments[position]
+        if isinstance(part, str) and end in part:
+            kept = [*segments[:position], part[: part.rindex(end)]]
+            return [part.replace(end, "") if isinstance(part, str) else part for part in kept]
+    raise InvalidRequest(
+        "The model's chat template does not let its last message be continued.", "continue_final_message"
+    )
 
 
 def _strings(value: Any) -> Iterator[str]:

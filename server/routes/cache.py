@@ -23,7 +23,7 @@ from server.live import EventFeed
 from server.middleware.auth import admin_only, tenant_of
 from server.prompts import Prompt
 from server.render import encode
-from server.routes.common import check_model, conversation, explainer, plain, read_body
+from server.routes.common import check_model, conversation, explainer, kept_tokens, plain, read_body
 from server.schema.cache import STATES, BlockReply, CacheReply, ProbeReply, ProbeRequest, ResetReply
 from server.schema.common import parse
 from server.service import Service
@@ -65,15 +65,16 @@ def _open(service: Service) -> APIRouter:
 
 
 async def _prompts(service: Service, request: ProbeRequest) -> list[Prompt]:
+    most = kept_tokens(service, request.truncate_prompt_tokens, None)
     if request.messages is None:
-        prompts = await plain(service, request.prompt or (), request.add_special_tokens)
+        prompts = await plain(service, request.prompt or (), request.add_special_tokens, most)
     else:
-        prompts = [await conversation(service, request.messages, request, locate=True)]
-    most = service.info.max_model_len
+        prompts = [(await conversation(service, request.messages, request, locate=True)).shortened(most)]
+    context = service.info.max_model_len
     for prompt in prompts:
-        if len(prompt.ids) > most:
+        if len(prompt.ids) > context:
             raise ContextTooLong(
-                f"The prompt has {len(prompt.ids)} tokens; this model's context has {most}.",
+                f"The prompt has {len(prompt.ids)} tokens; this model's context has {context}.",
                 "prompt" if request.messages is None else "messages",
             )
     return prompts

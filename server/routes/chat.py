@@ -12,11 +12,12 @@ from starlette.responses import Response
 from engine.types import SamplingParams
 from server.docs import describe_body
 from server.generation import Generation
+from server.logprobs import prompt_entries
 from server.parsing.parser import OutputParser
 from server.prompts import Prompt
 from server.render import ChatChunks, Choice, Frames, Head, reply
 from server.render_parsed import ParsedChoice, ParsedChunks
-from server.routes.common import conversation
+from server.routes.common import conversation, kept_tokens
 from server.routes.generate import Api, Reports
 from server.schema.chat import ChatRequest
 from server.schema.common import to_sampling_params
@@ -31,14 +32,9 @@ class ChatApi(Api[ChatRequest]):
     schema = ChatRequest
 
     async def prompts(self, request: ChatRequest, explain: bool) -> Sequence[Prompt]:
-        return [
-            await conversation(
-                self.service,
-                request.messages,
-                request,
-                locate=explain,
-            )
-        ]
+        most = kept_tokens(self.service, request.truncate_prompt_tokens, request.token_limit)
+        prompt = await conversation(self.service, request.messages, request, locate=explain)
+        return [prompt.shortened(most)]
 
     def params(self, request: ChatRequest) -> SamplingParams:
         return to_sampling_params(
@@ -46,6 +42,7 @@ class ChatApi(Api[ChatRequest]):
             self.service.sampling_defaults,
             max_tokens=request.token_limit,
             logprobs=request.alternatives,
+            prompt_logprobs=request.prompt_logprobs,
             shown_token_ids=self._shown_markers(request),
         )
 
@@ -97,7 +94,15 @@ class ChatApi(Api[ChatRequest]):
         wanted = bool(request.logprobs)
         rendered = [choice.chat(self.service.tokenizer, wanted) for choice in choices]
         usage = _usage(generation, sum(choice.reasoning_tokens for choice in choices))
-        return reply(head, "chat.completion", rendered, usage, cache)
+        more: dict[str, Any] = {}
+        if request.prompt_logprobs is not None:
+            found = choices[0].prompt_logprobs
+            more["prompt_logprobs"] = prompt_entries(self.service.tokenizer, found, request.prompt_logprobs)
+        if request.return_token_ids:
+            more["prompt_token_ids"] = generation.prompts[0].ids
+            for fields, choice in zip(rendered, choices, strict=True):
+                fields["token_ids"] = choice.token_ids
+        return reply(head, "chat.completion", rendered, usage, cache, more)
 
 
 def _usage(generation: Generation, reasoning_tokens: int) -> dict[str, Any]:

@@ -48,28 +48,71 @@ async def conversation(
     request: Conversation,
     *,
     locate: bool,
+    most_tokens: int | None = None,
 ) -> Prompt:
-    """A conversation as the model's template writes it. `locate`: and which tokens are whose."""
+    """A conversation as the model's template writes it.
+
+    Args:
+        locate: and which tokens are whose.
+        most_tokens: above which a text is refused unread; left out: the context.
+    """
+    _check_continued(messages, request)
     return await service.prompts.from_messages(
         template_messages(messages, short_ids=service.notations.tools == "mistral"),
-        service.info.max_model_len,
+        most_tokens or service.info.max_model_len,
         add_generation_prompt=request.add_generation_prompt is not False,
+        continue_final_message=bool(request.continue_final_message),
         variables=template_variables(service.notations, request),
         locate=locate,
     )
 
 
+def _check_continued(messages: Sequence[ChatMessage], request: Conversation) -> None:
+    if not request.continue_final_message:
+        return
+    if request.add_generation_prompt and "add_generation_prompt" in request.model_fields_set:
+        raise invalid(
+            "add_generation_prompt: cannot be true together with continue_final_message.",
+            "add_generation_prompt",
+        )
+    if messages[-1].content is None or messages[-1].tool_calls:
+        raise invalid(
+            "continue_final_message: the last message has no text to go on from.", "continue_final_message"
+        )
+
+
 async def plain(
-    service: Service, prompts: Sequence[str | list[int]], add_special_tokens: bool | None
+    service: Service,
+    prompts: Sequence[str | list[int]],
+    add_special_tokens: bool | None,
+    most: int | None = None,
 ) -> list[Prompt]:
-    """Texts and lists of ids."""
+    """Texts and lists of ids. `most`: keep the last so many tokens of each."""
     info, special = service.info, add_special_tokens is not False
     return [
-        await service.prompts.from_text(prompt, special, info.max_model_len)
+        (await service.prompts.from_text(prompt, special, info.max_model_len)).shortened(most)
         if isinstance(prompt, str)
-        else service.prompts.from_ids(prompt, info.vocab_size, info.max_model_len)
+        else service.prompts.from_ids(prompt[-most:] if most else prompt, info.vocab_size, info.max_model_len)
         for prompt in prompts
     ]
+
+
+def kept_tokens(service: Service, asked: int | None, max_tokens: int | None) -> int | None:
+    """How many of a prompt's last tokens are kept: `truncate_prompt_tokens`, settled; None: all.
+
+    Args:
+        asked: -1 is what leaves room for `max_tokens`.
+
+    Raises:
+        ApiError: 400, more than the context.
+    """
+    context = service.info.max_model_len
+    if asked is not None and asked > context:
+        raise invalid(
+            f"truncate_prompt_tokens: {asked} is more than this model's context of {context}.",
+            "truncate_prompt_tokens",
+        )
+    return max(1, context - (max_tokens or 1)) if asked == -1 else asked
 
 
 def explainer(service: Service) -> Explainer:

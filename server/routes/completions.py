@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -11,9 +12,10 @@ from starlette.responses import Response
 from engine.types import SamplingParams
 from server.docs import describe_body
 from server.generation import Generation
+from server.logprobs import prompt_entries
 from server.prompts import Prompt
 from server.render import Choice, Chunks, CompletionChunks, Echo, Head, reply
-from server.routes.common import plain
+from server.routes.common import kept_tokens, plain
 from server.routes.generate import Api, Reports
 from server.schema.common import to_sampling_params
 from server.schema.completions import CompletionRequest
@@ -27,15 +29,17 @@ class CompletionApi(Api[CompletionRequest]):
     schema = CompletionRequest
 
     async def prompts(self, request: CompletionRequest, explain: bool) -> Sequence[Prompt]:
-        return await plain(self.service, request.prompt, request.add_special_tokens)
+        most = kept_tokens(self.service, request.truncate_prompt_tokens, request.token_limit)
+        return await plain(self.service, request.prompt, request.add_special_tokens, most)
 
     def params(self, request: CompletionRequest) -> SamplingParams:
+        of_prompt = request.logprobs if request.echo else None
         return to_sampling_params(
             request,
             self.service.sampling_defaults,
             max_tokens=request.token_limit,
             logprobs=request.logprobs,
-            prompt_logprobs=request.logprobs if request.echo else None,
+            prompt_logprobs=of_prompt if request.prompt_logprobs is None else request.prompt_logprobs,
         )
 
     def chunks(self, request: CompletionRequest, head: Head, generation: Generation) -> Chunks:
@@ -57,7 +61,22 @@ class CompletionApi(Api[CompletionRequest]):
         rendered = [
             choice.completion(self.service.tokenizer, wanted, echoes[choice.index]) for choice in choices
         ]
+        for fields, choice in zip(rendered, choices, strict=True):
+            fields.update(self._additions(request, generation, choice))
         return reply(head, "text_completion", rendered, generation.usage, cache)
+
+    def _additions(
+        self, request: CompletionRequest, generation: Generation, choice: Choice
+    ) -> dict[str, Any]:
+        """What vLLM's clients may ask for of each choice."""
+        fields: dict[str, Any] = {}
+        if request.prompt_logprobs is not None:
+            found, most = choice.prompt_logprobs, request.prompt_logprobs
+            fields["prompt_logprobs"] = prompt_entries(self.service.tokenizer, found, most)
+        if request.return_token_ids:
+            fields["prompt_token_ids"] = generation.prompts[choice.index // generation.params.n].ids
+            fields["token_ids"] = choice.token_ids
+        return fields
 
     def _echoes(self, request: CompletionRequest, generation: Generation) -> list[Echo | None]:
         """What each choice begins with."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_va
 
 from engine.views import EvictionCause, MissReason
 from server.schema.chat import MAX_MESSAGES, ChatMessage, ChatRequest, Conversation
-from server.schema.common import CACHE_SALT, CacheSalt, field_error
+from server.schema.common import CACHE_SALT, INT32_MAX, CacheSalt, field_error
 from server.schema.completions import PROMPT_FORMS, parse_prompt
 
 State = Literal["in_use", "shared", "cached", "free"]
@@ -28,8 +28,8 @@ class ProbeRequest(Conversation):
     refused: ClassVar = {
         name: ChatRequest.refused[name]
         for name in (
-            *("functions", "documents", "chat_template", "continue_final_message"),
-            *("prompt_embeds", "truncate_prompt_tokens", "kv_transfer_params", "mm_processor_kwargs"),
+            *("functions", "documents", "chat_template"),
+            *("prompt_embeds", "kv_transfer_params", "mm_processor_kwargs"),
         )
     }
 
@@ -41,6 +41,9 @@ class ProbeRequest(Conversation):
     cache_salt: CacheSalt = CACHE_SALT
     add_special_tokens: bool | None = Field(
         True, description="As in completions: begin a text with the model's own first token."
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=1, le=INT32_MAX, description="As in completions: keep the last so many tokens."
     )
 
     @model_validator(mode="after")

@@ -120,6 +120,9 @@ class Conversation(WireModel):
     """What makes the prompt, besides the messages."""
 
     add_generation_prompt: bool | None = Field(True, description="Begin the assistant's turn.")
+    continue_final_message: bool | None = Field(
+        False, description="Go on from the text of the last message; begins no turn."
+    )
     chat_template_kwargs: TemplateKwargs = Field(
         default_factory=dict, description="Variables for the chat template, such as enable_thinking."
     )
@@ -150,7 +153,6 @@ class ChatRequest(Conversation, ConstrainedRequest):
         "moderation": (),
         "verbosity": ("medium",),
         "service_tier": ("auto", "default"),
-        "continue_final_message": (False,),
         "documents": ([],),
         "echo": (False,),
         "mm_processor_kwargs": ({},),

@@ -10,13 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from engine.grammar import Grammar
 from engine.types import (
     MAX_CHOICES,
     MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
     MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
@@ -164,9 +173,7 @@ class GenerationRequest(WireModel):
         "priority": (0,),
         "bad_words": ([],),
         "allowed_token_ids": (),
-        "truncate_prompt_tokens": (),
         "prompt_embeds": (),
-        "prompt_logprobs": (),
         "chat_template": (),
         "kv_transfer_params": (),
     }
@@ -203,11 +210,28 @@ class GenerationRequest(WireModel):
     ignore_eos: bool | None = Field(False, description="Do not end at the model's end-of-turn tokens.")
     include_stop_str_in_output: bool | None = False
     skip_special_tokens: bool | None = True
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, le=INT32_MAX, description="Keep the prompt's last so many tokens; -1: as many as fit."
+    )
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="The same of the prompt's tokens; not in streams."
+    )
+    return_token_ids: bool | None = Field(
+        False, description="Also the ids: `prompt_token_ids`, and `token_ids` of each choice."
+    )
     user: str | None = Field(None, description="Taken and ignored.")
     cache_salt: CacheSalt = CACHE_SALT
     explain_cache: bool | None = Field(
         False, description="Say in `cache` what of the prompt was reused, and why not more."
     )
+
+    @model_validator(mode="after")
+    def _possible(self) -> GenerationRequest:
+        if self.truncate_prompt_tokens == 0:
+            raise field_error("must be -1, or at least 1", "truncate_prompt_tokens")
+        if self.stream and self.prompt_logprobs is not None:
+            raise field_error("cannot be had in a stream", "prompt_logprobs")
+        return self
 
     @property
     def grammar_field(self) -> str:

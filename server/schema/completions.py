@@ -85,6 +85,9 @@ class CompletionRequest(ConstrainedRequest):
     def _consistent(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise field_error("must equal n on this server", "best_of")
+        both = None not in (self.logprobs, self.prompt_logprobs)
+        if self.echo and both and self.logprobs != self.prompt_logprobs:
+            raise field_error("differs from logprobs, which echo asks of the prompt too", "prompt_logprobs")
         if self.token_limit == 0 and not self.echo:
             raise field_error("may be 0 only with echo", "max_tokens")
         if len(self.prompt) * (self.n or 1) > MAX_CHOICES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -66,12 +66,23 @@ class AssistantMessage(BaseModel):
     reasoning: str | None = Field(None, description="Another name of the same.")
 
 
+class PromptTokenLogprob(BaseModel):
+    logprob: float
+    rank: int | None = Field(description="Null where it is not among the likeliest that were asked for.")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptTokenLogprob] | None]
+IDS: Any = Field(None, description="With return_token_ids.")
+
+
 class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinish
     stop_reason: int | str | None = None
+    token_ids: list[int] | None = IDS
 
 
 class ChatReply(BaseModel):
@@ -82,6 +93,8 @@ class ChatReply(BaseModel):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: ChatUsage
+    prompt_logprobs: PromptLogprobs | None = Field(None, description="By token id; the first has none.")
+    prompt_token_ids: list[int] | None = IDS
     cache: list[CacheExplanation] | None = None
 
 
@@ -98,6 +111,9 @@ class CompletionChoice(BaseModel):
     logprobs: CompletionLogprobs | None
     finish_reason: Finish
     stop_reason: int | str | None = None
+    prompt_logprobs: PromptLogprobs | None = Field(None, description="By token id; the first has none.")
+    prompt_token_ids: list[int] | None = IDS
+    token_ids: list[int] | None = IDS
 
 
 class CompletionReply(BaseModel):

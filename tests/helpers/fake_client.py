@@ -86,6 +86,8 @@ class FakeTemplate:
         ids: list[int] = []
         for message in messages:
             ids += [ROLES[message["role"]], *message["content"].encode("utf-8"), END]
+        if kwargs.get("continue_final_message"):
+            return ids[:-1]
         return [*ids, ASSISTANT] if add_generation_prompt else ids
 
     def render_text(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:

@@ -118,6 +118,16 @@ ROWS = [
     Row("logit_bias: true", {"logit_bias": {"5": True}}, "logit_bias"),
     Row("logit_bias: 100 000 keys", {"logit_bias": {str(k): 1 for k in range(100_000)}}, "logit_bias"),
     Row("logit_bias: list", {"logit_bias": [1]}, "logit_bias"),
+    *(
+        Row(f"{name} {value!r}", {name: value}, name)
+        for name, values in {
+            "truncate_prompt_tokens": (0, -2, INFO.max_model_len + 1, 2**40, "3", True, [3]),
+            "prompt_logprobs": (-1, 21, "1", True, 1.5),
+            "return_token_ids": (1, "yes", []),
+            "priority": (1, -1, "0", True),
+        }.items()
+        for value in values
+    ),
     Row("stream: text", {"stream": "yes"}, "stream"),
     Row("stream_options: number", {"stream_options": 1}, "stream_options"),
     Row("include_usage: 1", {"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
@@ -358,6 +368,10 @@ ROWS = [
             {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TOOL]}},
         )
     ),
+    *(
+        Row(f"continue {v!r}", {"continue_final_message": v}, "continue_final_message", only=CHAT)
+        for v in (1, "x")
+    ),
     Row("parallel_tool_calls: 1", {"parallel_tool_calls": 1}, "parallel_tool_calls", only=CHAT),
     Row("reasoning_effort: hard", {"reasoning_effort": "hard"}, "reasoning_effort", only=CHAT),
     Row("include_reasoning: text", {"include_reasoning": "no"}, "include_reasoning", only=CHAT),
@@ -374,7 +388,6 @@ ROWS = [
             "reasoning_effort": "high",
             "verbosity": "low",
             "service_tier": "flex",
-            "continue_final_message": True,
             "documents": [{"text": "x"}],
             "echo": True,
         }.items()
