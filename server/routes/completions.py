@@ -27,6 +27,7 @@ class CompletionApi(Api[CompletionRequest]):
     name = "completions"
     id_prefix = "cmpl-"
     schema = CompletionRequest
+    prompt_ids_per_choice = True
 
     async def prompts(self, request: CompletionRequest, explain: bool) -> Sequence[Prompt]:
         most = kept_tokens(self.service, request.truncate_prompt_tokens, request.token_limit)

@@ -27,6 +27,7 @@ from server.routes.common import check_model, explain_asked, explainer, read_bod
 from server.schema.common import RequestT, parse
 from server.service import Service
 from server.streaming import EventStream, collect
+from server.token_ids import TokenIdChunks
 from server.trail import trail_of
 from server.unknown import check
 
@@ -39,6 +40,7 @@ class Api(ABC, Generic[RequestT]):
     name: ClassVar[str]  # in metrics
     id_prefix: ClassVar[str]
     schema: type[RequestT]
+    prompt_ids_per_choice: ClassVar = False  # where replies say them
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -134,6 +136,9 @@ class Api(ABC, Generic[RequestT]):
 
     def _stream(self, request: RequestT, head: Head, generation: Generation) -> Frames:
         chunks = self.chunks(request, head, generation)
+        if request.return_token_ids:
+            prompts, n = [prompt.ids for prompt in generation.prompts], generation.params.n
+            chunks = TokenIdChunks(chunks, prompts, n, per_choice=self.prompt_ids_per_choice)
         if not generation.explains:
             return chunks
         explain = explainer(self.service)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.openai_schema import check
 from tests.helpers.fake_client import ASSISTANT, END, INFO, USER, FakeClient
-from tests.helpers.http import CHAT, COMPLETIONS, HELLO, in_process
+from tests.helpers.http import CHAT, COMPLETIONS, HELLO, chat_text, completion_text, frames, in_process
 
 pytestmark = pytest.mark.anyio
 
@@ -153,6 +153,46 @@ async def test_token_ids() -> None:
         assert bytes(choice["prompt_token_ids"]) == (b"a", b"bc")[position // 2]
         assert bytes(choice["token_ids"]).decode() == choice["text"]
     assert "token_ids" not in (await ask(CHAT))[0].text
+
+
+@pytest.mark.parametrize("explain", [False, True])
+async def test_token_ids_in_a_stream(explain: bool) -> None:
+    fields = {"n": 2, "logprobs": True, "explain_cache": explain}
+    reply, client = await ask(CHAT, stream=True, return_token_ids=True, **fields)
+    chunks = frames(reply.text)
+    assert chunks[0]["prompt_token_ids"] == client.submitted[0][1]
+    assert sum("prompt_token_ids" in chunk for chunk in chunks) == 1
+    assert sum("cache" in chunk for chunk in chunks) == explain
+    for chunk in chunks:
+        check("CreateChatCompletionStreamResponse", chunk)
+    for index in (0, 1):
+        assert bytes(_streamed_ids(chunks, index)).decode() == chat_text(chunks, index)
+
+
+async def test_token_ids_in_a_stream_of_completions() -> None:
+    body = {"prompt": ["a", "bc"], "n": 2, "return_token_ids": True, "echo": True, "max_tokens": 99}
+    reply, _ = await ask(COMPLETIONS, stream=True, **body)
+    chunks = frames(reply.text)
+    for index in range(4):
+        prompt = ("a", "bc")[index // 2]
+        ids = bytes(_streamed_ids(chunks, index)).decode()
+        assert prompt + ids == completion_text(chunks, index)
+        told = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        assert bytes(told[0]["prompt_token_ids"]) == prompt.encode()
+        assert not any("prompt_token_ids" in choice for choice in told[1:])
+
+
+async def test_ids_of_tokens_that_show_nothing_are_in_the_next_chunk() -> None:
+    """The fake's word has a character of two tokens."""
+    reply, _ = await ask(CHAT, stream=True, return_token_ids=True)
+    told = [c["token_ids"] for chunk in frames(reply.text) for c in chunk["choices"]]
+    assert list("ö".encode()) in told and all(len(ids) <= 2 for ids in told)
+
+
+def _streamed_ids(chunks: list[Any], index: int) -> list[int]:
+    choices = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+    assert all("token_ids" in choice for choice in choices)
+    return [token_id for choice in choices for token_id in choice["token_ids"]]
 
 
 async def test_no_priority_but_the_usual_one() -> None:
