@@ -226,10 +226,17 @@ class KVManager:
         """Tokens in the blocks in use, shared ones counted once: full blocks less the tails' empty room."""
         size = self.block_size
         held = self.pool.num_in_use * size
+        copiers: dict[int, list[Request]] = {}
         for request in running:
             room = len(request.block_ids) * size - request.computed
             if room > 0:
                 held -= room
+            elif request.copy_source is not None:
+                copiers.setdefault(request.copy_source, []).append(request)
+        for block_id, requests in copiers.items():
+            # Whose tail it was is gone, and it holds what is still to be copied.
+            if self.pool.ref(block_id) == len(requests) and not self.pool.is_kept(block_id):
+                held -= (len(requests[0].block_ids) + 1) * size - requests[0].computed
         return held
 
     def check(self, requests: Iterable[Request]) -> None:

@@ -201,9 +201,9 @@ class SchedMachine(RuleBasedStateMachine):
     def law_holds(self) -> None:
         self.core.check()
         snapshot = self.core.snapshot()
-        in_use, size = snapshot.blocks_in_use, self.core.kv.block_size
-        assert in_use + snapshot.blocks_cached + snapshot.blocks_free == snapshot.blocks_total
-        assert 0 <= snapshot.tokens_held <= in_use * size
+        assert snapshot.blocks_in_use + snapshot.blocks_cached + snapshot.blocks_free == snapshot.blocks_total
+        page = self.core.cache_page(limit=snapshot.blocks_total)
+        assert snapshot.tokens_held == sum(view.tokens for view in page.blocks if view.idle_s is None)
         assert snapshot.running <= self.max_num_seqs
         assert snapshot.running + snapshot.waiting == len(self.requests())
         waiting = [request.order for request in self.core.scheduler.roster.waiting]

@@ -294,6 +294,15 @@ class TestCheck:
         second = run_prompt(kv, make_request([*range(8), 40]))
         assert kv.tokens_held([first, second]) == 8 + 2 + 1
 
+    def test_tokens_held_of_a_tail_that_is_still_to_be_copied(self) -> None:
+        kv = make_kv()
+        leader, followers = run_prompt(kv, make_request(range(10))), [make_request(range(10)) for _ in "ab"]
+        for follower in followers:
+            kv.fork(leader, follower)
+        assert kv.tokens_held([leader, *followers]) == 10
+        release(kv, leader)
+        assert kv.tokens_held(followers) == 9, "one token of the prompt is computed again"
+
 
 def test_spec_counts_bytes() -> None:
     spec = KVSpec(layers=2, kv_heads=3, head_dim=8, dtype_bytes=2)
