@@ -91,3 +91,13 @@ def admin_only(request: Request) -> None:
         else "this server has none: start it with --admin-key or QUIRE_ADMIN_KEY"
     )
     raise ApiError(403, f"This needs an admin key; {how}.", code="admin_key_required")
+
+
+def admin_if_any(request: Request) -> None:
+    """For what operators read with an ordinary key, until they set one of their own.
+
+    Raises:
+        ApiError: 403, where an admin key is configured and another one was sent.
+    """
+    if request.app.state.service.tenants.has_admin:
+        admin_only(request)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
 
 from server import __version__
 from server.errors import ApiError
 from server.metrics import CONTENT_TYPE
+from server.middleware.auth import admin_if_any
 from server.service import Phase, Service
 
 
@@ -34,7 +35,13 @@ def router(service: Service) -> APIRouter:
             raise ApiError(503, "The engine is not healthy.", code="engine_unavailable")
         return JSONResponse({"status": "ready"})
 
-    @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @routes.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=Response,
+        # They tell of all tenants: what one reuses is nothing the others should be able to watch.
+        dependencies=[Depends(admin_if_any)],
+    )
     async def metrics() -> Response:
         return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
 

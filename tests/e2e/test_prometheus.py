@@ -150,7 +150,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     pool = ["--kv-cache-memory", "8MiB", "--max-num-seqs", "8", "--max-queued-requests", "4"]
     with (
         serve(tmp_path, *keys, "--admin-key", ADMIN_KEY, *pool, program=CHECKED) as server,
-        prometheus(tmp_path, server.url.removeprefix("http://"), KEYS[0]) as watcher,
+        prometheus(tmp_path, server.url.removeprefix("http://"), ADMIN_KEY) as watcher,
     ):
         start_s = time.time()
         books = Books()
@@ -176,7 +176,7 @@ def wait_until_seen(server: Server, watcher: Prometheus) -> float:
 
 def scraped(server: Server) -> dict[str, float]:
     """/metrics, parsed by hand: name with labels -> value."""
-    text = server.http.get("/metrics", headers={"authorization": f"Bearer {KEYS[0]}"}).text
+    text = server.http.get("/metrics", headers={"authorization": f"Bearer {ADMIN_KEY}"}).text
     lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in lines}
 
@@ -507,7 +507,7 @@ def test_the_load_had_everything_in_it(series: str, run: Run) -> None:
 
 
 def test_metrics_pass_promtool(run: Run, tmp_path: Path) -> None:
-    text = run.server.http.get("/metrics", headers={"authorization": f"Bearer {KEYS[0]}"}).text
+    text = run.server.http.get("/metrics", headers={"authorization": f"Bearer {ADMIN_KEY}"}).text
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60
     )

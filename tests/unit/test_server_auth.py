@@ -223,10 +223,11 @@ WITH_KEYS = ServerSettings(api_keys=("one", "two"), admin_keys=("root",))
 PUBLIC = {"/health", "/ready", "/version", "/ui", "/ui/{name:path}"}
 ANY_KEY = {
     *("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model:path}"),
-    *("/v1/messages", "/v1/messages/count_tokens"),
-    *("/v1/cache/probe", "/metrics", "/docs", "/openapi.json"),
+    *("/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/{response_id}"),
+    *("/v1/responses/{response_id}/cancel", "/v1/responses/{response_id}/input_items"),
+    *("/v1/cache/probe", "/docs", "/openapi.json"),
 }
-ADMIN = {"/v1/cache", "/v1/cache/blocks/{block_id}", "/v1/cache/reset", "/v1/cache/events"}
+ADMIN = {"/metrics", "/v1/cache", "/v1/cache/blocks/{block_id}", "/v1/cache/reset", "/v1/cache/events"}
 
 
 def all_routes(app: Any) -> Iterator[Any]:
@@ -256,6 +257,11 @@ class TestRoutes:
                 assert (await status(bearer("one")) == 403) == (path in ADMIN), path
                 assert await status(bearer("root")) not in (401, 403), path
             assert (await http.get("/v1/cache/events", headers=bearer("one"))).status_code == 403
+
+    async def test_without_an_admin_key_any_key_reads_the_metrics(self) -> None:
+        async with in_process(settings=ServerSettings(api_keys=("one", "two"))) as (http, _):
+            assert (await http.get("/metrics")).status_code == 401
+            assert (await http.get("/metrics", headers=bearer("two"))).status_code == 200
 
     async def test_what_the_refusal_says(self) -> None:
         async with in_process(settings=WITH_KEYS) as (http, _):
