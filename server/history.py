@@ -83,9 +83,11 @@ class History:
         """Those kept, ready for JSON. Shared with everybody: not to be changed."""
         return list(self._samples)
 
-    async def follow(self) -> AsyncIterator[Sample]:
+    def follow(self) -> AsyncIterator[Sample]:
         """Each new sample, from now until `stop`. Who reads slowly misses the oldest."""
-        seen = self._taken
+        return self._follow(self._taken)
+
+    async def _follow(self, seen: int) -> AsyncIterator[Sample]:
         while not self._stopped:
             news = self._news
             missed = min(self._taken - seen, len(self._samples))

@@ -13,7 +13,7 @@ import contextlib
 import logging
 from base64 import b64encode
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -165,10 +165,11 @@ class EventFeed(Response):
         self._feed.viewers += 1
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            samples = self._service.history.follow()  # from hello's last one on, however long that takes
             await write(self._feed.hello())
             await _until_one_ends(
                 self._pool(write),
-                self._samples(write),
+                _samples(samples, write),
                 self._keep_alive(write),
                 _gone(receive),
                 self._feed.closed(),
@@ -197,10 +198,6 @@ class EventFeed(Response):
             await asyncio.sleep(RETRY_S)
             await write(self._feed.hello())
 
-    async def _samples(self, write: Write) -> None:
-        async for sample in self._service.history.follow():
-            await write(event("sample", sample))
-
     async def _keep_alive(self, write: Write) -> None:
         every_s = self._service.settings.sse_keep_alive_s
         if not every_s:
@@ -210,6 +207,11 @@ class EventFeed(Response):
             await asyncio.sleep(every_s)
             if seen == self._sent:
                 await write(KEEP_ALIVE)
+
+
+async def _samples(samples: AsyncIterator[Mapping[str, Any]], write: Write) -> None:
+    async for sample in samples:
+        await write(event("sample", sample))
 
 
 async def _gone(receive: Receive) -> None:

@@ -270,6 +270,14 @@ async def test_followers_get_each_new_sample_once() -> None:
     assert await anext(one) == fourth
 
 
+async def test_a_follower_misses_nothing_before_it_first_asks() -> None:
+    bench = Bench()
+    bench.after(2.0)
+    samples = bench.history.follow()
+    first = bench.after(2.0)
+    assert await anext(samples) == first
+
+
 async def test_a_follower_who_sleeps_misses_the_oldest() -> None:
     bench = Bench()
     samples = bench.history.follow()
