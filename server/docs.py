@@ -20,11 +20,12 @@ from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 from server.schema.errors import AnthropicErrorReply, ErrorReply
 from server.schema.messages import CountTokensRequest, MessagesRequest
+from server.schema.tokens import DetokenizeRequest, TokenizeRequest
 
 _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (
     *(ChatRequest, CompletionRequest, MessagesRequest, CountTokensRequest, ProbeRequest),
-    *(ErrorReply, AnthropicErrorReply),
+    *(TokenizeRequest, DetokenizeRequest, ErrorReply, AnthropicErrorReply),
 )
 _ERRORS = {
     "400": "The request is at fault; `param` names the field.",
@@ -42,6 +43,8 @@ _EXAMPLES = {
     "/v1/completions": '{"prompt": "Once upon a time", "max_tokens": 32}',
     "/v1/messages": '{"max_tokens": 64, "messages": [{"role": "user", "content": "Hello!"}]}',
     "/v1/messages/count_tokens": '{"messages": [{"role": "user", "content": "Hello!"}]}',
+    "/tokenize": '{"prompt": "Hello!", "return_token_strs": true}',
+    "/detokenize": '{"tokens": [72, 101]}',
     "/v1/cache/probe": '{"messages": [{"role": "user", "content": "Hello!"}]}',
 }
 # How to ask those that take no body, where it is not simply their address.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import BaseModel, Field, model_validator
 
+from server.schema.cache import ProbeRequest
 from server.schema.chat import MAX_MESSAGES, ChatMessage, Conversation
-from server.schema.common import INT32_MAX, WireModel, field_error
+from server.schema.common import WireModel, field_error
 
 
 class TokenizeRequest(Conversation):
     """A text, or a conversation, to turn into token ids."""
+
+    refused: ClassVar = ProbeRequest.refused
 
     model: str | None = Field(None, description="A name from /v1/models; left out: the served model.")
     prompt: str | None = Field(None, description="A text.")
@@ -39,7 +44,7 @@ class DetokenizeRequest(WireModel):
     """Token ids to turn into text."""
 
     model: str | None = Field(None, description="A name from /v1/models; left out: the served model.")
-    tokens: list[int] = Field(description=f"Each from 0 to the vocabulary's last, at most {INT32_MAX}.")
+    tokens: list[int] = Field(description="Ids of the model's vocabulary.")
 
 
 class DetokenizeReply(BaseModel):
