@@ -1,4 +1,5 @@
-"""The conservation law of the KV cache, stated once. Tests check it after each step, production when idle.
+"""The conservation law of the KV cache, stated once. Tests check it after each step; production only looks
+whether blocks are left in use when nothing runs (`EngineCore.step`), because the whole law costs a pool's time.
 
 It counts everything anew from the requests' page tables and compares; it changes nothing.
 """
