@@ -1,5 +1,5 @@
-"""The conservation law of the KV cache, stated once. Tests check it after each step; production only looks
-whether blocks are left in use when nothing runs (`EngineCore.step`), because the whole law costs a pool's time.
+"""The conservation law of the KV cache, stated once. Tests check it after each step; production looks
+only whether blocks are left in use when nothing runs (`EngineCore.step`): the whole law takes too long.
 
 It counts everything anew from the requests' page tables and compares; it changes nothing.
 """
