@@ -20,18 +20,19 @@ from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 from server.schema.errors import AnthropicErrorReply, ErrorReply
 from server.schema.messages import CountTokensRequest, MessagesRequest
+from server.schema.responses import ResponsesRequest
 from server.schema.tokens import DetokenizeRequest, TokenizeRequest
 
 _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (
-    *(ChatRequest, CompletionRequest, MessagesRequest, CountTokensRequest, ProbeRequest),
+    *(ChatRequest, CompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest, ProbeRequest),
     *(TokenizeRequest, DetokenizeRequest, ErrorReply, AnthropicErrorReply),
 )
 _ERRORS = {
     "400": "The request is at fault; `param` names the field.",
     "401": "An API key is missing or wrong.",
     "403": "Only an admin key may do this.",
-    "404": "No such model, block or address.",
+    "404": "No such model, block, response or address.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",
     "429": "The queue is full; try again after Retry-After.",
@@ -41,6 +42,7 @@ _ERRORS = {
 _EXAMPLES = {
     "/v1/chat/completions": '{"messages": [{"role": "user", "content": "Hello!"}]}',
     "/v1/completions": '{"prompt": "Once upon a time", "max_tokens": 32}',
+    "/v1/responses": '{"input": "Hello!"}',
     "/v1/messages": '{"max_tokens": 64, "messages": [{"role": "user", "content": "Hello!"}]}',
     "/v1/messages/count_tokens": '{"messages": [{"role": "user", "content": "Hello!"}]}',
     "/tokenize": '{"prompt": "Hello!", "return_token_strs": true}',
@@ -54,10 +56,14 @@ _CURL = {
     "/v1/cache/reset": "-X POST {url}",
     "/v1/cache/events": "-N {url}",
     "/v1/models/{model}": "",
+    "/v1/responses/{response_id}": "",
+    "/v1/responses/{response_id}/cancel": "",
+    "/v1/responses/{response_id}/input_items": "",
 }
 _STREAMED = {
     "/v1/chat/completions": "ends with `data: [DONE]`",
     "/v1/completions": "ends with `data: [DONE]`",
+    "/v1/responses": "from `response.created` on",
     "/v1/messages": "from `message_start` to `message_stop`",
 }
 _ADMIN_ERRORS = ("400", "401", "403", "404", "429", "503")
@@ -118,6 +124,8 @@ def _describe_errors(path: str, operation: dict[str, Any]) -> None:
         statuses = {status: text for status, text in _ERRORS.items() if status != "403"}
     elif path.startswith("/v1/cache"):
         statuses = {status: _ERRORS[status] for status in _ADMIN_ERRORS}
+    elif path.startswith("/v1/responses/"):
+        statuses = {status: _ERRORS[status] for status in ("400", "401", "404")}
     for status, text in statuses.items():
         responses[status] = {"description": text, "content": {"application/json": {"schema": schema}}}
     if path in _STREAMED:

@@ -20,15 +20,16 @@ Fields = dict[str, Any]
 
 
 class Translated(ChatRequest):
-    """A request of another API. `source` is what was sent."""
+    """A request of another API. `source` is what was sent; `context` is what else its API has to know."""
 
     source: Any
+    context: Any = None
 
 
-def translated(source: WireModel, fields: Mapping[str, Any]) -> Translated:
+def translated(source: WireModel, fields: Mapping[str, Any], context: Any = None) -> Translated:
     """Checks the translation as if it had been sent; fields without a value are left out."""
     given = {name: value for name, value in fields.items() if value is not None}
-    return parse(Translated, {**given, "source": source})
+    return parse(Translated, {**given, "source": source, "context": context})
 
 
 def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
@@ -58,7 +59,7 @@ def from_messages(request: CountTokensRequest, notations: Notations) -> Translat
     output, choice = request.output_config, request.tool_choice
     effort = output.effort if output is not None else None
     tools = [
-        _tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in request.tools or ()
+        chat_tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in request.tools or ()
     ]
     fields: Fields = {
         "model": request.model,
@@ -70,7 +71,7 @@ def from_messages(request: CountTokensRequest, notations: Notations) -> Translat
         **_thinking(request, notations),
     }
     if output is not None and output.format is not None:
-        fields["response_format"] = _json_schema("format", output.format["schema"])
+        fields["response_format"] = json_schema("format", output.format["schema"])
     if isinstance(request, MessagesRequest):
         fields |= {
             "max_tokens": request.max_tokens,
@@ -130,12 +131,12 @@ def _call(identity: str, name: str, arguments: str) -> Fields:
     return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _tool(name: str, description: str | None, schema: Any, strict: bool | None) -> Fields:
+def chat_tool(name: str, description: str | None, schema: Any, strict: bool | None) -> Fields:
     function = {"name": name, "description": description, "parameters": schema, "strict": strict}
     return {"type": "function", "function": function}
 
 
-def _json_schema(name: str, schema: Any) -> Fields:
+def json_schema(name: str, schema: Any) -> Fields:
     return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, GetJsonSchemaHandler, model_validator
-from pydantic_core import CoreSchema
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from engine.types import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
 from server.schema.chat import MAX_MESSAGES, TemplateKwargs
 from server.schema.common import CACHE_SALT, INT32_MAX, CacheSalt, WireModel, field_error
+from server.schema.or_text import OrText
 from server.schema.tools import MAX_ID_CHARS, MAX_TOOLS, NAME
 
 MAX_BLOCKS = 2048
@@ -32,15 +32,6 @@ def _as_blocks(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-class _OrText:
-    """Says in the description that a string will do as well."""
-
-    def __get_pydantic_json_schema__(
-        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return {"anyOf": [{"type": "string"}, handler(core_schema)]}
-
-
 class TextBlock(WireModel):
     """Text. `cache_control` is taken and ignored: whatever has been computed is reused."""
 
@@ -48,7 +39,7 @@ class TextBlock(WireModel):
     text: str
 
 
-Texts = Annotated[list[TextBlock], BeforeValidator(_as_blocks), Field(max_length=MAX_BLOCKS), _OrText()]
+Texts = Annotated[list[TextBlock], BeforeValidator(_as_blocks), Field(max_length=MAX_BLOCKS), OrText()]
 
 
 class Block(WireModel):
@@ -82,7 +73,7 @@ class Turn(WireModel):
         list[Block],
         BeforeValidator(_as_blocks),
         Field(min_length=1, max_length=MAX_BLOCKS),
-        _OrText(),
+        OrText(),
     ]
 
     @model_validator(mode="after")
@@ -156,6 +147,9 @@ class CountTokensRequest(WireModel):
     chat_template_kwargs: TemplateKwargs = Field(
         default_factory=dict, description="Variables for the chat template."
     )
+    mcp_servers: Any = Field(None, description="Not supported.")
+    container: Any = Field(None, description="Not supported.")
+    context_management: Any = Field(None, description="Not supported.")
 
 
 class MessagesRequest(CountTokensRequest):

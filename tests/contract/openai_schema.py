@@ -26,7 +26,34 @@ ROOTS = (
     "ListModelsResponse",
     "Model",
     "ErrorResponse",
+    "CreateResponse",
+    "Response",
+    "ResponseItemList",
+    "ResponseStreamEvent",
 )
+# Of these only the alternatives that our endpoints can have: the others are half of the whole description.
+_EVENTS = (
+    *("Created", "InProgress", "Completed", "Incomplete", "Failed", "Error"),
+    *("OutputItemAdded", "OutputItemDone", "ContentPartAdded", "ContentPartDone", "TextDelta", "TextDone"),
+    *("ReasoningTextDelta", "ReasoningTextDone"),
+    *("FunctionCallArgumentsDelta", "FunctionCallArgumentsDone"),
+)
+_ITEMS = ("OutputMessage", "FunctionToolCall", "ReasoningItem")
+ALTERNATIVES = {
+    "ResponseStreamEvent": tuple(f"Response{event}Event" for event in _EVENTS),
+    "OutputItem": _ITEMS,
+    "Item": ("InputMessage", *_ITEMS, "FunctionCallOutputItemParam"),
+    "InputItem": ("EasyInputMessage", "Item"),
+    "InputContent": ("InputTextContent",),
+    "ItemResource": (
+        *("InputMessageResource", "OutputMessage", "FunctionToolCallResource"),
+        *("FunctionToolCallOutputResource", "ReasoningItem"),
+    ),
+    "FunctionAndCustomToolCallOutput": ("InputTextContent",),
+    "Tool": ("FunctionTool",),
+    "ToolChoiceParam": ("ToolChoiceOptions", "ToolChoiceAllowed", "ToolChoiceFunction"),
+    "Annotation": ("UrlCitationBody",),
+}
 _PROSE = ("description", "example", "x-oaiMeta", "x-oaiTypeLabel", "x-oaiExpandable")
 
 
@@ -38,7 +65,7 @@ def trim(document: dict[str, Any]) -> dict[str, Any]:
     while waiting:
         name = waiting.pop()
         if name not in kept:
-            kept[name] = _without_prose(schemas[name])
+            kept[name] = _with_alternatives(name, _without_prose(schemas[name]))
             waiting += _references(kept[name])
     return {
         "source": {"title": "OpenAI API", "version": document["info"]["version"], "license": "MIT"},
@@ -57,6 +84,16 @@ def _without_prose(node: Any) -> Any:
         for key, value in node.items()
         if key not in _PROSE or (key == "description" and isinstance(value, dict))
     }
+
+
+def _with_alternatives(name: str, schema: Any) -> Any:
+    wanted = ALTERNATIVES.get(name)
+    if wanted is None:
+        return schema
+    (key,) = {"oneOf", "anyOf"} & set(schema)
+    found = [option for option in schema[key] if option["$ref"].rsplit("/", 1)[1] in wanted]
+    assert len(found) == len(wanted), name
+    return {**{other: value for other, value in schema.items() if other != "discriminator"}, key: found}
 
 
 def _references(node: Any) -> list[str]:

@@ -15,6 +15,7 @@ from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from engine.types import SamplingParams
+from server.schema.messages import MessagesRequest
 from server.settings import ServerSettings
 from tests.helpers.fake_client import FakeClient
 from tests.helpers.http import HELLO, Live, in_process, live
@@ -252,6 +253,15 @@ async def test_the_cache_explains_itself_here_too() -> None:
     assert whole["cache"][0]["prompt_tokens"] == whole["usage"]["input_tokens"]
     assert stream[0]["cache"][0]["prompt_tokens"] == whole["usage"]["input_tokens"]
     assert not any("cache" in event for event in stream[1:])
+
+
+async def test_null_is_the_default_everywhere() -> None:
+    nulls = dict.fromkeys((*MessagesRequest.model_fields, *MessagesRequest.refused))
+    async with in_process(settings=ServerSettings(strict=True)) as (http, engine):
+        reply = await http.post(MESSAGES, json={**nulls, **BODY})
+        assert reply.status_code == 200, reply.text
+        await http.post(MESSAGES, json=BODY)
+    assert engine.submitted[-1][2] == engine.submitted[-2][2]
 
 
 async def test_ignored_fields_are_named() -> None:
