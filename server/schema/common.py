@@ -214,7 +214,10 @@ class GenerationRequest(WireModel):
         None, ge=-1, le=INT32_MAX, description="Keep the prompt's last so many tokens; -1: as many as fit."
     )
     prompt_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="The same of the prompt's tokens; not in streams."
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Log probabilities of the prompt's tokens, with this many alternatives; not in streams.",
     )
     return_token_ids: bool | None = Field(
         False, description="Also the ids: `prompt_token_ids`, and `token_ids` of each choice."

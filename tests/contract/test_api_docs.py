@@ -1,0 +1,50 @@
+"""docs/api.md says of every parameter what the code does with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.schema.chat import ChatRequest
+from server.schema.completions import CompletionRequest
+
+PAGE = Path(__file__).parents[2] / "docs/api.md"
+MODELS: dict[str, Any] = {"chat": ChatRequest, "completions": CompletionRequest}
+
+
+def told() -> dict[str, dict[str, str]]:
+    """API -> parameter -> what the page says of it."""
+    rows = re.findall(r"^\| (`.+?`) \| ([\w-]+) \| ([\w-]+) \|", PAGE.read_text(), flags=re.M)
+    found: dict[str, dict[str, str]] = {"chat": {}, "completions": {}}
+    for names, *fates in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            for api, fate in zip(found, fates, strict=True):
+                assert name not in found[api], f"{name} has two rows"
+                found[api][name] = fate
+    return found
+
+
+def done(model: Any, name: str) -> str:
+    if name in model.refused or name in model.replaced:
+        return "refused"
+    if name in model.ignored:
+        return "ignored"
+    return "yes" if name in model.model_fields else "-"
+
+
+@pytest.mark.parametrize("api", MODELS)
+def test_every_parameter_has_its_row(api: str) -> None:
+    model, rows = MODELS[api], told()[api]
+    names = {*model.model_fields, *model.refused, *model.replaced}
+    assert names - set(rows) == set()
+    assert {name: fate for name, fate in rows.items() if fate != done(model, name)} == {}
+
+
+@pytest.mark.parametrize("api", MODELS)
+def test_what_is_ignored_is_a_field(api: str) -> None:
+    model = MODELS[api]
+    assert set(model.ignored) <= set(model.model_fields)
+    assert not set(model.ignored) & {*model.refused, *model.replaced}
