@@ -100,8 +100,9 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for model in _BODIES:
             schema = model.model_json_schema(ref_template=_REF)
-            schemas.update(schema.pop("$defs", {}))
-            schemas[model.__name__] = schema
+            for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
+                if schemas.setdefault(name, part) != part:
+                    raise AssertionError(f"two models are called {name}; a description has one of each name")
         for path, operation in _operations(document):
             _describe_errors(path, operation)
         app.openapi_schema = document

@@ -85,7 +85,7 @@ class ProbeReply(BaseModel):
     cache: list[CacheExplanation]
 
 
-class Block(BaseModel):
+class CacheBlock(BaseModel):
     """One block of the pool."""
 
     block_id: int
@@ -114,13 +114,13 @@ class CacheReply(BaseModel):
     num_blocks: int
     blocks: BlockCounts
     tokens_held: int
-    data: list[Block]
+    data: list[CacheBlock]
     next_block: int | None = Field(description="The next page's `first_block`; null: this was the last.")
 
 
 class BlockReply(BaseModel):
     object: Literal["cache.block"]
-    block: Block
+    block: CacheBlock
     children: list[int] = Field(description="Cached blocks that go on from it, the newest 1000.")
     token_ids: list[int] | None = Field(description="Null where API keys are configured.")
     text: str | None = Field(description="Null where API keys are configured.")
