@@ -84,7 +84,7 @@ class Trail:
         method, path: one of the known ones; cut, but as the caller sent it.
         parents: the request's `traceparent` and `tracestate`, where somebody traces.
         started_s, started_unix_s: the same moment by two clocks. seconds: from then to the end.
-        api: "chat" or "completions", "" for everything else. stream: None if unknown.
+        api: one of metrics.APIS, "" for everything else. stream: None if unknown.
         generation: from when it is submitted.
         error: the code of the error that the caller was told, or would have been.
     """

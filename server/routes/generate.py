@@ -1,4 +1,4 @@
-"""The way both generation routes go: body -> request -> prompts -> engine -> reply or stream.
+"""The way all generation routes go: body -> request -> prompts -> engine -> reply or stream.
 
 Knows the order and what to note on the way; each route brings its own schema, prompts and shapes.
 """

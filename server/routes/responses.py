@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakValueDictionary
@@ -32,6 +33,8 @@ from server.translate_responses import NAMES, Context, from_responses
 
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
+# Above this a conversation is read in a thread, so that it does not hold up other streams.
+THREAD_BYTES = 2**18
 
 
 class ResponsesApi(TranslatedApi):
@@ -48,10 +51,10 @@ class ResponsesApi(TranslatedApi):
     async def read(self, http: Request) -> ChatRequest:
         request = parse(ResponsesRequest, await read_body(self.service, http))
         tenant = tenant_of(http.scope).name
-        earlier = self._conversation(tenant, request.previous_response_id)
+        earlier = await self._conversation(tenant, request.previous_response_id)
         return from_responses(request, earlier, [from_input(item) for item in request.input], tenant)
 
-    def _conversation(self, tenant: str, response_id: str | None) -> list[Fields]:
+    async def _conversation(self, tenant: str, response_id: str | None) -> list[Fields]:
         if response_id is None:
             return []
         if (tenant, response_id) in self._live:
@@ -64,7 +67,9 @@ class ResponsesApi(TranslatedApi):
                 "previous_response_id",
                 "previous_response_not_found",
             )
-        return [item for stored in chain for item in _items(stored.inputs) + _items(stored.outputs)]
+        if sum(stored.size for stored in chain) > THREAD_BYTES:
+            return await asyncio.to_thread(_items_of, chain)
+        return _items_of(chain)
 
     def chunks(self, request: ChatRequest, head: Head, generation: Generation) -> Frames:
         source, context = _told(request)
@@ -131,7 +136,7 @@ class ResponsesApi(TranslatedApi):
         live.generation.abort()
         return _json(encode({**live.current(), "status": "cancelled"}))
 
-    def input_items(self, http: Request, response_id: str) -> Response:
+    async def input_items(self, http: Request, response_id: str) -> Response:
         """All that the model was given, in pages."""
         tenant, query = tenant_of(http.scope).name, http.query_params
         limit = query.get("limit", str(DEFAULT_PAGE))
@@ -141,7 +146,7 @@ class ResponsesApi(TranslatedApi):
         if order not in ("asc", "desc"):
             raise invalid("order must be asc or desc.", "order")
         stored = self._stored(http, response_id)
-        found = [*self._conversation(tenant, stored.previous), *_items(stored.inputs)]
+        found = [*await self._conversation(tenant, stored.previous), *_items(stored.inputs)]
         if order == "desc":
             found.reverse()
         after = query.get("after")
@@ -179,6 +184,10 @@ def _told(request: ChatRequest) -> tuple[ResponsesRequest, Context]:
 def _items(stored: bytes) -> list[Fields]:
     found: list[Any] = msgspec.json.decode(stored)
     return found
+
+
+def _items_of(chain: Sequence[Stored]) -> list[Fields]:
+    return [item for stored in chain for item in _items(stored.inputs) + _items(stored.outputs)]
 
 
 def _unknown(response_id: str) -> ApiError:
@@ -236,6 +245,6 @@ def router(service: Service) -> APIRouter:
         ),
     )
     async def input_items(request: Request, response_id: str) -> Response:
-        return api.input_items(request, response_id)
+        return await api.input_items(request, response_id)
 
     return routes

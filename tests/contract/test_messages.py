@@ -18,7 +18,7 @@ from engine.types import SamplingParams
 from server.schema.messages import MessagesRequest
 from server.settings import ServerSettings
 from tests.helpers.fake_client import FakeClient
-from tests.helpers.http import HELLO, Live, in_process, live
+from tests.helpers.http import HELLO, Live, described, in_process, live
 from tests.helpers.tool_template import HERMES, THINKING, ToolTemplate
 
 pytestmark = pytest.mark.anyio
@@ -262,6 +262,33 @@ async def test_null_is_the_default_everywhere() -> None:
         assert reply.status_code == 200, reply.text
         await http.post(MESSAGES, json=BODY)
     assert engine.submitted[-1][2] == engine.submitted[-2][2]
+
+
+async def test_replies_match_our_own_description() -> None:
+    body = {**BODY, "system": "s", "tools": [WEATHER], "explain_cache": True}
+    engine = says(f"<think>hm</think>x {CALL}")
+    async with in_process(engine, template=tools_and_thoughts()) as (http, _):
+        paths = (document := (await http.get("/openapi.json")).json())["paths"]
+        answers = {
+            MESSAGES: {200: await http.post(MESSAGES, json=body), 400: await http.post(MESSAGES, json={})},
+            COUNT: {200: await http.post(COUNT, json=body), 400: await http.post(COUNT, json={})},
+        }
+    for path, replies in answers.items():
+        operation = paths[path]["post"]
+        described(document, operation["requestBody"]["content"]["application/json"]["schema"], body)
+        for status, reply in replies.items():
+            assert reply.status_code == status
+            content = operation["responses"][str(status)]["content"]
+            described(document, content["application/json"]["schema"], reply.json())
+
+
+async def test_formats() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    wanted = {"format": {"type": "json_schema", "schema": schema}}
+    async with in_process() as (http, engine):
+        assert (await http.post(MESSAGES, json={**BODY, "output_config": wanted})).status_code == 200
+    grammar = engine.submitted[-1][2].grammar
+    assert grammar is not None and json.loads(grammar.text) == schema
 
 
 async def test_ignored_fields_are_named() -> None:

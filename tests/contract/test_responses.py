@@ -10,11 +10,12 @@ import openai
 import pytest
 
 from engine.types import SamplingParams
+from server.routes import responses
 from server.schema.responses import ResponsesRequest
 from server.settings import ServerSettings
 from tests.contract.openai_schema import check, request_fields
 from tests.helpers.fake_client import FakeClient
-from tests.helpers.http import Live, in_process, live
+from tests.helpers.http import Live, described, in_process, live
 from tests.helpers.servers import until
 from tests.helpers.tool_template import HERMES, THINKING, ToolTemplate
 
@@ -360,6 +361,62 @@ async def test_variables_of_the_template(extra: dict[str, Any], variables: dict[
     async with in_process(template=template) as (http, _):
         assert (await http.post(RESPONSES, json={**BODY, **extra})).status_code == 200
     assert template.seen[1] == variables
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, "json_object"),
+        ({"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}, "json_schema"),
+    ],
+)
+async def test_formats(wanted: dict[str, Any], kind: str | None) -> None:
+    async with in_process() as (http, engine):
+        reply = (await http.post(RESPONSES, json={**BODY, "text": {"format": wanted}})).json()
+    check("Response", reply)
+    assert reply["text"]["format"] == wanted
+    grammar = engine.submitted[-1][2].grammar
+    assert (grammar.kind if grammar else None) == kind
+    if kind == "json_schema":
+        assert json.loads(grammar.text) == SCHEMA
+
+
+async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "THREAD_BYTES", 10)
+    async with in_process() as (http, engine):
+        previous = None
+        for _ in range(3):
+            body = {"input": "x" * 400, "previous_response_id": previous}
+            previous = (await http.post(RESPONSES, json=body)).json()["id"]
+    assert len(engine.submitted[-1][1]) > 1200
+
+
+async def test_replies_match_our_own_description() -> None:
+    body = {**BODY, "tools": [WEATHER], "explain_cache": True, "reasoning": {"effort": "low"}}
+    engine = says(f"<think>hm</think>x {CALL}")
+    async with in_process(engine, template=tools_and_thoughts()) as (http, _):
+        document = (await http.get("/openapi.json")).json()
+        reply = (await http.post(RESPONSES, json=body)).json()
+        address = f"{RESPONSES}/{reply['id']}"
+        answers = [
+            (RESPONSES, "post", reply),
+            (RESPONSES + "/{response_id}", "get", (await http.get(address)).json()),
+            (
+                RESPONSES + "/{response_id}/input_items",
+                "get",
+                (await http.get(f"{address}/input_items")).json(),
+            ),
+            (RESPONSES + "/{response_id}", "delete", (await http.delete(address)).json()),
+        ]
+    content = document["paths"][RESPONSES]["post"]["requestBody"]["content"]
+    described(document, content["application/json"]["schema"], body)
+    for path, method, value in answers:
+        content = document["paths"][path][method]["responses"]["200"]["content"]
+        described(document, content["application/json"]["schema"], value)
 
 
 async def test_allowed_tools() -> None:

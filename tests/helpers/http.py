@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import httpx
 import uvloop
+from jsonschema import Draft202012Validator
 
 from server.app import create_app
 from server.run import Server, listen
@@ -112,6 +113,11 @@ def live(
         made[0].call(made[0].server.request_stop)
         thread.join(20)
         assert not thread.is_alive()
+
+
+def described(document: Any, schema: Any, value: Any) -> None:
+    """Fails unless `value` is what our own description says."""
+    Draft202012Validator({**schema, "components": document["components"]}).validate(value)
 
 
 def frames(text: str) -> list[Any]:
