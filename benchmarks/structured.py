@@ -1,0 +1,170 @@
+"""What a grammar costs: those under it, and those beside it while a hard one is compiled.
+
+    python -m benchmarks.structured [--streams 16] [--rounds 7] [--json FILE]
+
+Overhead: the built-in model decodes N streams, free and under a simple schema in turns; what is compared is
+the median time of a step of N tokens. The schema never ends, so that all streams run to the last step.
+
+Delay: one stream decodes in an engine process while hostile grammars, each a new one, are compiled there.
+What is compared is the longest time between two tokens of a round, with and without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import statistics
+import time
+from typing import Any
+
+from benchmarks import machine
+from engine import builtin, grammar
+from engine.build import build
+from engine.client import ProcessClient
+from engine.config import EngineOptions
+from engine.core import EngineCore
+from engine.errors import InvalidRequest
+from engine.grammar import Grammar
+from engine.text.tokenizer import Tokenizer
+from engine.types import SamplingParams
+
+TOKENS = 160
+ROUND_S = 1.0
+ITEM = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 30},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "mood": {"enum": ["happy", "sad", "neither"]},
+    },
+    "required": ["name", "age", "mood"],
+    "additionalProperties": False,
+}
+SIMPLE = grammar.json_schema({"type": "array", "items": ITEM, "minItems": 1000})
+
+
+def hostile(number: int) -> Grammar:
+    """One of five kinds, about as large as is taken, never the same twice."""
+    mark = f"{number:05}"
+    names = [f"p{mark}_{i}" for i in range(999)]
+    kind = number % 5
+    if kind == 0:
+        return grammar.json_schema(
+            {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+        )
+    if kind == 1:
+        return grammar.json_schema({"enum": [f"{mark} value {i}" for i in range(9000)]})
+    if kind == 2:
+        one = [{"properties": {name: {"type": "string"}}, "required": [name]} for name in names[:6]]
+        return grammar.json_schema({"allOf": [{"type": "object", "anyOf": one} for _ in range(8)]})
+    if kind == 3:
+        rules = "\n".join(f'r{i}: "{mark}a{i}"' for i in range(1000))
+        return grammar.lark("start: " + " | ".join(f"r{i}" for i in range(1000)) + "\n" + rules)
+    return grammar.regex("|".join(f"{mark}w{i}x{i * 31 % 997}" for i in range(2000)))
+
+
+def step_ms(core: EngineCore, wanted: Grammar | None, streams: int, name: str) -> float:
+    """The median time of a step in which every stream decodes one token."""
+    for i in range(streams):
+        params = SamplingParams(max_tokens=TOKENS, seed=i, ignore_eos=True, grammar=wanted)
+        core.add(f"{name}-{i}", [5, 6, 7, i + 8], params)
+    taken_s = []
+    while core.has_work:
+        before = time.perf_counter()
+        outputs = core.step()
+        if len(outputs) == streams:
+            taken_s.append(time.perf_counter() - before)
+    return statistics.median(taken_s) * 1e3
+
+
+def overhead(streams: int, rounds: int) -> dict[str, Any]:
+    core, _ = build(EngineOptions(model=str(builtin.path()), max_num_seqs=streams))
+    step_ms(core, None, streams, "warm")
+    step_ms(core, SIMPLE, streams, "warm")
+    free, held = [], []
+    for number in range(rounds):
+        free.append(step_ms(core, None, streams, f"free-{number}"))
+        held.append(step_ms(core, SIMPLE, streams, f"held-{number}"))
+    ratios = [b / a for a, b in zip(free, held, strict=True)]
+    return {
+        "streams": streams,
+        "free_step_ms": statistics.median(free),
+        "held_step_ms": statistics.median(held),
+        "overhead_percent": (statistics.median(ratios) - 1) * 100,
+        "rounds_percent": [round((ratio - 1) * 100, 1) for ratio in ratios],
+    }
+
+
+async def longest_gap_ms(client: ProcessClient, name: str, *, compiling: int | None) -> tuple[float, float]:
+    """(the longest, the median) time between two tokens of a stream, in milliseconds."""
+
+    async def compile_all() -> None:
+        number = compiling or 0
+        while True:
+            with contextlib.suppress(InvalidRequest):
+                await client.compile_grammar(hostile(number))
+            number += 1
+
+    arrived = []
+    task = None if compiling is None else asyncio.create_task(compile_all())
+    async for event in client.submit(name, [5, 6, 7], SamplingParams(max_tokens=2000, ignore_eos=True)):
+        arrived += [time.perf_counter()] * bool(event.token_ids)
+        if arrived[-1] - arrived[0] > ROUND_S:
+            break
+    client.abort(name)
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    gaps = [b - a for a, b in itertools.pairwise(arrived)]
+    return max(gaps) * 1e3, statistics.median(gaps) * 1e3
+
+
+async def delay(rounds: int) -> dict[str, Any]:
+    model = str(builtin.path())
+    client = ProcessClient(EngineOptions(model=model), Tokenizer.from_dir(model))
+    await client.start()
+    try:
+        await client.compile_grammar(SIMPLE)
+        alone, beside = [], []
+        for number in range(rounds):
+            alone.append(await longest_gap_ms(client, f"alone-{number}", compiling=None))
+            beside.append(await longest_gap_ms(client, f"beside-{number}", compiling=number * 1000))
+    finally:
+        await client.stop()
+    longest_alone, longest_beside = ([gap for gap, _ in found] for found in (alone, beside))
+    return {
+        "alone_longest_ms": statistics.median(longest_alone),
+        "beside_longest_ms": statistics.median(longest_beside),
+        "beside_longest_of_all_ms": max(longest_beside),
+        "alone_median_ms": statistics.median(gap for _, gap in alone),
+        "beside_median_ms": statistics.median(gap for _, gap in beside),
+        "delay_ms": statistics.median(longest_beside) - statistics.median(longest_alone),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    found = {
+        "overhead": overhead(options.streams, options.rounds),
+        "delay": asyncio.run(delay(options.rounds)),
+    }
+    for name, figures in found.items():
+        print(name)
+        for key, value in figures.items():
+            print(f"  {key:28} {value:.3f}" if isinstance(value, float) else f"  {key:28} {value}")
+    if options.json:
+        record = {"benchmark": "structured", "machine": machine.describe(), "results": found}
+        with open(options.json, "w") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
