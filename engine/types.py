@@ -21,6 +21,9 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIAS = 1024
+MAX_ALLOWED_TOKEN_IDS = 16384
+MAX_BANNED_SEQUENCES = 256
+MAX_BANNED_TOKENS = 32
 # Below this a temperature is greedy: the division would only overflow.
 MIN_TEMPERATURE = 1e-2
 
@@ -47,6 +50,8 @@ class SamplingParams:
         presence_penalty, frequency_penalty: OpenAI's, on generated tokens.
         repetition_penalty: divides the logits of tokens in prompt or output; 1 is off.
         logit_bias: token id -> value added to its logit.
+        allowed_token_ids: nothing else is drawn; empty allows all.
+        banned_sequences: of tokens: the last of one is not drawn after its others.
         seed: with one, the same text whatever else is in the batch; None draws a fresh seed.
         stop, stop_token_ids: strings and tokens that end a choice.
         max_tokens: most tokens to generate; None is up to the model's context.
@@ -70,6 +75,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] = ()
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -119,12 +126,24 @@ class SamplingParams:
             raise InvalidRequest(f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS}.", "stop_token_ids")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise InvalidRequest(f"logit_bias: at most {MAX_LOGIT_BIAS} entries.", "logit_bias")
+        if len(self.allowed_token_ids) > MAX_ALLOWED_TOKEN_IDS:
+            raise InvalidRequest(f"allowed_token_ids: at most {MAX_ALLOWED_TOKEN_IDS}.", "allowed_token_ids")
+        banned = self.banned_sequences
+        if len(banned) > MAX_BANNED_SEQUENCES:
+            raise InvalidRequest(f"bad_words: at most {MAX_BANNED_SEQUENCES} sequences.", "bad_words")
+        if not all(1 <= len(ids) <= MAX_BANNED_TOKENS for ids in banned):
+            raise InvalidRequest(f"bad_words: each must have 1 to {MAX_BANNED_TOKENS} tokens.", "bad_words")
         for bias in self.logit_bias.values():
             _in_range("logit_bias", bias, -100.0, 100.0)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises InvalidRequest where a token id is not one of the model's."""
-        for name, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias)):
+        for name, ids in (
+            ("stop_token_ids", self.stop_token_ids),
+            ("logit_bias", self.logit_bias),
+            ("allowed_token_ids", self.allowed_token_ids),
+            *(("bad_words", banned) for banned in self.banned_sequences),
+        ):
             for token_id in ids:
                 if not 0 <= token_id < vocab_size:
                     raise InvalidRequest(

@@ -99,6 +99,12 @@ class Prompts:
         )
         return Prompt(_not_empty(ids, "prompt"), text)
 
+    def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each word as it begins a text, and as it follows a space."""
+        encode = partial(self.tokenizer.encode, add_special_tokens=False)
+        texts = [text for word in words for text in (word, " " + word.lstrip())]
+        return tuple(dict.fromkeys(tuple(encode(text)) for text in texts))
+
     def from_ids(self, ids: Sequence[int], vocab_size: int, context_tokens: int) -> Prompt:
         """Checks ids that the caller made."""
         if len(ids) > context_tokens:

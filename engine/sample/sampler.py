@@ -1,7 +1,8 @@
 """Draws the next token of each row, batched, on the device. It knows rows and logits; not requests.
 
-Order: logit bias, minimum length, penalties, grammar -> temperature -> top-k, top-p, min-p -> draw. The draw
-depends on the row's seed and the token's position alone, so the same seed gives the same text in any batch.
+Order: penalties, logit bias, minimum length, allowed and banned tokens, grammar -> temperature -> top-k,
+top-p, min-p -> draw. The draw depends on the row's seed and the token's position alone, so the same seed
+gives the same text in any batch.
 Log probabilities are the model's own, before all of that.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from engine.dist.transfer import to_device, to_host
 from engine.plan import NOT_FINITE, NOTHING_LEFT, RowStart, TokenMasks
+from engine.sample.narrowing import Narrowing
 from engine.types import SamplingParams, TokenLogprob
 from kernels import api
 
@@ -41,6 +43,7 @@ class Sampler:
         self._bias: dict[int, tuple[Tensor, Tensor]] = {}
         self._min_length: dict[int, tuple[int, Tensor]] = {}  # first position where stopping is allowed
         self._penalties = PenaltyTables(num_rows, vocab_size, device)
+        self._narrowing = Narrowing(device)
 
     def start_rows(self, starts: Sequence[RowStart]) -> None:
         """Writes the settings of rows that begin (again) to serve a request."""
@@ -76,6 +79,7 @@ class Sampler:
             ids = to_device(banned, torch.int64, self._device)
             self._min_length[row] = (start.prompt_len + params.min_tokens, ids)
         self._penalties.start_row(start)
+        self._narrowing.start_row(start)
 
     def _ending_ids(self, params: SamplingParams) -> list[int]:
         return list({*params.stop_token_ids, *(() if params.ignore_eos else self._eos)})
@@ -99,8 +103,12 @@ class Sampler:
         """
         finite_S = torch.isfinite(logits_SV.amax(dim=-1))
         self._adjust(logits_SV, rows, positions, row_S)
+        narrowed = self._narrowing.any(rows)
+        if narrowed:
+            self._narrowing.apply(logits_SV, rows)
         if masks is not None:
             self._mask(logits_SV, masks)
+        if narrowed or masks is not None:
             empty_S = logits_SV.amax(dim=-1) == -torch.inf
         floats, ints = self._floats_6R[:, row_S], self._ints_3R[:, row_S]
         params = api.SampleParams(
@@ -114,10 +122,12 @@ class Sampler:
             any_filter=not self._filtered.isdisjoint(rows),
         )
         token_S = api.sample(logits_SV, params)
-        if masks is not None:
+        if narrowed or masks is not None:
             token_S = torch.where(empty_S, NOTHING_LEFT, token_S)
         token_S = torch.where(finite_S, token_S, NOT_FINITE)
         self._penalties.count(rows, token_S)
+        if narrowed:
+            self._narrowing.drawn(rows, token_S)
         return token_S
 
     def _mask(self, logits_SV: Tensor, masks: TokenMasks) -> None:
@@ -132,6 +142,7 @@ class Sampler:
             (self._bias and not self._bias.keys().isdisjoint(rows))
             or (self._min_length and not self._min_length.keys().isdisjoint(rows))
             or self._penalties.any(rows)
+            or self._narrowing.any(rows)
         )
 
     def _adjust(

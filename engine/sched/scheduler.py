@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 FAULT = "This request failed inside the engine."
 NOT_FINITE = "The model's output for this request was not finite."
 STUCK = "This request cannot go on"
-NOTHING_ALLOWED = "No token that fits the grammar is allowed by the request's other parameters."
+NOTHING_ALLOWED = "No token is left that all of the request's parameters allow."
 RETRY_AFTER_S = 1.0
 # Admission leaves one block free for each so many running requests: of those that decode, about a
 # quarter asks for its next block within a quarter of a block's tokens.

@@ -41,6 +41,7 @@ class ChatApi(Api[ChatRequest]):
             request,
             self.service.sampling_defaults,
             max_tokens=request.token_limit,
+            banned_sequences=self.service.prompts.spellings(request.bad_words or ()),
             logprobs=request.alternatives,
             prompt_logprobs=request.prompt_logprobs,
             shown_token_ids=self._shown_markers(request),

@@ -39,6 +39,7 @@ class CompletionApi(Api[CompletionRequest]):
             request,
             self.service.sampling_defaults,
             max_tokens=request.token_limit,
+            banned_sequences=self.service.prompts.spellings(request.bad_words or ()),
             logprobs=request.logprobs,
             prompt_logprobs=of_prompt if request.prompt_logprobs is None else request.prompt_logprobs,
         )

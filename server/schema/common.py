@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from engine.grammar import Grammar
 from engine.types import (
+    MAX_ALLOWED_TOKEN_IDS,
     MAX_CHOICES,
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
@@ -149,6 +150,10 @@ class WireModel(BaseModel):
         return []
 
 
+MAX_BAD_WORDS = 64
+BadWord = Annotated[str, Field(min_length=1, max_length=64)]
+
+
 class StreamOptions(WireModel):
     """What a stream tells besides text."""
 
@@ -171,8 +176,6 @@ class GenerationRequest(WireModel):
         "thinking_token_budget": (),
         "spaces_between_special_tokens": (True,),
         "priority": (0,),
-        "bad_words": ([],),
-        "allowed_token_ids": (),
         "prompt_embeds": (),
         "chat_template": (),
         "kv_transfer_params": (),
@@ -201,6 +204,17 @@ class GenerationRequest(WireModel):
         1.0, gt=0, le=100, description="1 is off; also counts the prompt."
     )
     logit_bias: LogitBias = Field(default_factory=dict, description="Token id to a value added to its logit.")
+    allowed_token_ids: list[int] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_ALLOWED_TOKEN_IDS,
+        description="Nothing else is generated; the end of turn neither, if it is not among them.",
+    )
+    bad_words: list[BadWord] | None = Field(
+        None,
+        max_length=MAX_BAD_WORDS,
+        description="Not generated in the tokens they are usually written in, also after a space.",
+    )
     seed: int | None = Field(
         None, ge=-(2**63), le=2**63 - 1, description="The same seed gives the same text, whatever else runs."
     )
@@ -284,12 +298,14 @@ def to_sampling_params(
     logprobs: int | None,
     prompt_logprobs: int | None = None,
     shown_token_ids: tuple[int, ...] = (),
+    banned_sequences: tuple[tuple[int, ...], ...] = (),
 ) -> SamplingParams:
     """The one way from a request to SamplingParams.
 
     Args:
         defaults: the model's own, for fields that the request leaves out.
         shown_token_ids: special tokens that whoever reads the text must see.
+        banned_sequences: `bad_words` in tokens.
 
     Raises:
         InvalidRequest: naming the field.
@@ -302,6 +318,8 @@ def to_sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         shown_token_ids=shown_token_ids,
+        allowed_token_ids=tuple(request.allowed_token_ids or ()),
+        banned_sequences=banned_sequences,
         grammar=request.wanted_grammar(),
     )
 

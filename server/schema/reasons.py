@@ -13,6 +13,7 @@ REASONS: Mapping[str, str] = {
     "moderation": "the server has no moderation model",
     "verbosity": "models do not know it; ask for it in a message",
     "service_tier": "all requests are served alike; send auto or default",
+    "echo": "the reply has only what is new",
     "suffix": "nothing is filled in; write the model's own tokens for it as token ids",
     "use_beam_search": "there is no beam search; use n and temperature",
     "length_penalty": "there is no beam search",

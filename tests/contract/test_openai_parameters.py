@@ -144,7 +144,4 @@ async def test_parameter(path: str, name: str) -> None:
 def test_every_refusal_says_why(path: str) -> None:
     from server.schema.reasons import REASONS
 
-    not_yet = {"bad_words", "truncate_prompt_tokens", "allowed_token_ids", "prompt_logprobs"}
-    not_yet |= {"continue_final_message", "echo", "structured_outputs", "response_format"}
-    unexplained = set(MODELS[path].refused) - set(REASONS) - not_yet
-    assert {name for name in unexplained if not name.startswith("guided_")} == set()
+    assert set(MODELS[path].refused) - set(REASONS) == set()

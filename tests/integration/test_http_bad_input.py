@@ -127,10 +127,13 @@ ROWS = [
             "truncate_prompt_tokens": (0, -2, INFO.max_model_len + 1, 2**40, "3", True, [3]),
             "prompt_logprobs": (-1, 21, "1", True, 1.5),
             "return_token_ids": (1, "yes", []),
+            "allowed_token_ids": ([], [VOCAB_SIZE], [-1], [1] * 20_000, "1", {}),
+            "bad_words": ("x", ["x"] * 65, ["x" * 40], {}),
             "priority": (1, -1, "0", True),
         }.items()
         for value in values
     ),
+    *(Row(f"bad_words {v!r:.9}", {"bad_words": v}, "bad_words[0]") for v in ([""], [3], ["x" * 65])),
     Row("stream: text", {"stream": "yes"}, "stream"),
     Row("stream_options: number", {"stream_options": 1}, "stream_options"),
     Row("include_usage: 1", {"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),

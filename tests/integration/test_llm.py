@@ -80,3 +80,23 @@ def test_needs_none_of_the_servers_dependencies(tmp_path: Path) -> None:
     code = blocked + "    sys.modules[m] = None\nfrom engine.llm import LLM\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_only_allowed_tokens(llm: LLM) -> None:
+    allowed = (5, 9, 33)
+    for sampling in ({"temperature": 0.0}, {"seed": 3}):
+        params = SamplingParams(max_tokens=20, ignore_eos=True, allowed_token_ids=allowed, **sampling)
+        [output] = llm.generate("hello there", params)
+        assert set(output.choices[0].token_ids) <= set(allowed)
+
+
+def test_banned_sequences(llm: LLM) -> None:
+    """What the model would say first is banned step by step; other requests of the batch say it still."""
+    [plain] = llm.generate("hello there", GREEDY)
+    said = plain.choices[0].token_ids
+    banned = (said[:3], (said[5],))
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, banned_sequences=banned)
+    kept, other = llm.generate(["hello there"] * 2, [params, GREEDY])
+    ids = kept.choices[0].token_ids
+    assert ids[:2] == said[:2] and ids[2] != said[2] and said[5] not in ids
+    assert other.choices[0].token_ids == said

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from engine.plan import RowStart
+from engine.plan import NOTHING_LEFT, RowStart
 from engine.sample.sampler import PendingLogprobs, Sampler
 from engine.types import SamplingParams
 
@@ -115,3 +115,44 @@ def test_logprobs_come_for_rows_that_ask() -> None:
     assert second.token_id == 5
     assert abs(second.logprob - expected[5].item()) < 1e-5
     assert [token_id for token_id, _ in second.top] == [5, 6]
+
+
+def test_only_allowed_tokens_are_drawn() -> None:
+    sampler = make(start(0, allowed_token_ids=(8, 5)), start(1))
+    both = preferring(3, 4, 5).repeat(2, 1)
+    assert draw(sampler, [0, 1], [2, 2], both) == [5, 3]
+    sampler.start_rows([start(0)])
+    assert draw(sampler, [0], [2], preferring(3)) == [3], "the row's next request is free again"
+
+
+def test_nothing_is_left_where_the_allowed_may_not_be_drawn() -> None:
+    sampler = make(start(0, allowed_token_ids=(EOS,), min_tokens=3), start(1))
+    assert draw(sampler, [0, 1], [2, 2], preferring(3).repeat(2, 1)) == [NOTHING_LEFT, 3]
+
+
+def test_banned_sequences_are_not_completed() -> None:
+    sampler = make(start(0, banned_sequences=((3, 4), (9,), (5, 3, 6))), start(1))
+
+    def step(position: int, *liked: int) -> list[int]:
+        return draw(sampler, [0, 1], [position] * 2, preferring(*liked).repeat(2, 1))
+
+    assert step(2, 4, 3) == [4, 4], "the prompt does not count, nor the end of a sequence alone"
+    assert step(3, 9, 3) == [3, 9], "a single token is always banned"
+    assert step(4, 4, 5) == [5, 4]
+    assert step(5, 3) == [3, 3]
+    assert step(6, 6, 4, 8) == [8, 6], "two sequences end here"
+    assert step(7, 6, 4) == [6, 6], "and a step later none"
+
+
+def test_banned_sequences_survive_a_preemption() -> None:
+    sampler = make(start(0, banned_sequences=((1, 3, 4),)))
+    sampler.start_rows([start(5, prompt=(1, 3), output=(1, 3), banned_sequences=((1, 3, 4),))])
+    assert draw(sampler, [5], [4], preferring(4, 2)) == [2]
+    sampler.start_rows([start(5, prompt=(1, 3), banned_sequences=((1, 3, 4),))])
+    assert draw(sampler, [5], [2], preferring(4, 2)) == [4]
+
+
+def test_log_probabilities_are_read_before_tokens_are_taken_away() -> None:
+    for params in ({"allowed_token_ids": (1,)}, {"banned_sequences": ((1,),)}):
+        assert make(start(0, **params)).changes_logits([0])
+    assert not make(start(0)).changes_logits([0])

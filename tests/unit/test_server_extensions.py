@@ -50,6 +50,7 @@ async def refused(path: str, **fields: Any) -> Any:
         ("min_tokens", 4, 4),
         ("skip_special_tokens", False, False),
         ("prompt_logprobs", 3, 3),
+        ("allowed_token_ids", [72, 10], (72, 10)),
     ],
 )
 async def test_what_the_engine_does(path: str, field: str, value: Any, expected: Any) -> None:
@@ -193,6 +194,15 @@ def _streamed_ids(chunks: list[Any], index: int) -> list[int]:
     choices = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
     assert all("token_ids" in choice for choice in choices)
     return [token_id for choice in choices for token_id in choice["token_ids"]]
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_bad_words_are_banned_with_and_without_a_space(path: str) -> None:
+    _, client = await ask(path, bad_words=["ab", " c", "ab"])
+    sequences = {tuple(text.encode()) for text in ("ab", " ab", " c")}
+    assert set(client.submitted[0][2].banned_sequences) == sequences
+    _, client = await ask(path, bad_words=[])
+    assert client.submitted[0][2].banned_sequences == ()
 
 
 async def test_no_priority_but_the_usual_one() -> None:
