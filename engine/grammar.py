@@ -99,6 +99,19 @@ def structural_tag(tag: Mapping[str, Any]) -> Grammar:
     return Grammar(GrammarKind.STRUCTURAL_TAG, _dumped(tag))
 
 
+def forced_structures(structures: Sequence[Mapping[str, Any]], *, several: bool = False) -> Grammar:
+    """One of the structures and nothing else, or several in a row: {"begin", "schema", "end"} each.
+
+    For calls of tools that a model must make: begin and end are the notation's, the schema is that of the
+    arguments. Control tokens written in begin and end are those tokens.
+    """
+    tag = {
+        "structures": [dict(structure) for structure in structures],
+        "forced": "some" if several else "one",
+    }
+    return structural_tag(tag)
+
+
 class Matcher(Protocol):
     """One choice's place in its grammar. Only the tokens it was shown move it."""
 

@@ -277,9 +277,13 @@ def _source(grammar: Grammar, control: Mapping[str, int]) -> str:
 
 
 def _json_source(schema: str) -> str:
-    portable = json.dumps(_ascii_patterns(json.loads(schema)))
+    portable = _ascii_patterns(json.loads(schema))
+    if isinstance(portable, dict):
+        portable.pop("x-guidance", None)  # the compiler's own options
     try:
-        return LLMatcher.grammar_from_json_schema(portable, overrides={"whitespace_pattern": WHITESPACE})
+        return LLMatcher.grammar_from_json_schema(
+            json.dumps(portable), overrides={"whitespace_pattern": WHITESPACE}
+        )
     except ValueError as error:
         raise _refused(_reason(str(error))) from error
 
@@ -328,30 +332,49 @@ def tag_source(tag: Any, control: Mapping[str, int]) -> str:
     """Lark for {"structures": [{"begin", "schema", "end"}], "triggers": [...]}.
 
     Text is free up to a trigger. From there on it is one of the structures whose begin has that trigger in
-    front. A trigger that is one of the model's control tokens is that token.
+    front. A trigger that is one of the model's control tokens is that token. With "forced" ("one" or "some")
+    there are no triggers and no free text: one structure, or several in a row.
     """
-    structures, triggers = _tag_parts(tag)
-    rules, names = [], []
+    structures, triggers, forced = _tag_parts(tag)
+    rules = []
     for i, structure in enumerate(structures):
-        begin, end = structure["begin"], structure["end"]
-        trigger = next((t for t in triggers if begin.startswith(t)), None)
+        begin = structure["begin"]
+        trigger = "" if forced else next((t for t in triggers if begin.startswith(t)), None)
         if trigger is None:
             raise _refused(f"structure {i} begins with none of the triggers")
-        names.append(f"tag_{i}")
-        schema = json.dumps(_ascii_patterns(structure["schema"]))
-        body = f"{_quoted(begin[len(trigger) :], control)} %json {schema} {_quoted(end, control)}"
+        head = ""
         if trigger in control:
-            rules.append(f"tag_{i}: TEXT <[{control[trigger]}]> {body}")
-        else:
-            rules += [f"head_{i}[lazy]: TEXT {json.dumps(trigger)}", f"tag_{i}: head_{i} {body}"]
-    head = ["%llguidance {}", f"start: ({' | '.join(names)})* rest", "rest: TEXT", r"TEXT: /(.|\n)*/"]
-    return "\n".join([*head, *rules])
+            head = f"TEXT <[{control[trigger]}]>"
+        elif trigger:
+            head = f"head_{i}"
+            rules.append(f"head_{i}[lazy]: TEXT {json.dumps(trigger)}")
+        begin, end = _quoted(begin[len(trigger) :], control), _quoted(structure["end"], control)
+        rules.append(f"tag_{i}: {head} {begin} {_embedded(structure['schema'])} {end}")
+    either = " | ".join(f"tag_{i}" for i in range(len(structures)))
+    return "\n".join([*_beginning(either, forced), *rules])
 
 
-def _tag_parts(tag: Any) -> tuple[list[Any], list[str]]:
+def _beginning(either: str, forced: str | None) -> list[str]:
+    if forced:
+        return ["%llguidance {}", f"start: ({either}){'+' if forced == 'some' else ''}"]
+    return ["%llguidance {}", f"start: ({either})* rest", "rest: TEXT", r"TEXT: /(.|\n)*/"]
+
+
+def _embedded(schema: Any) -> str:
+    portable = _ascii_patterns(schema)
+    if isinstance(portable, dict):
+        portable = {**portable, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    return f"%json {json.dumps(portable)}"
+
+
+def _tag_parts(tag: Any) -> tuple[list[Any], list[str], str | None]:
     tag = tag if isinstance(tag, dict) else {}
-    structures, triggers = tag.get("structures"), tag.get("triggers")
-    if not isinstance(structures, list) or not structures or not isinstance(triggers, list) or not triggers:
+    structures, triggers, forced = (tag.get(name) for name in ("structures", "triggers", "forced"))
+    if forced in ("one", "some"):
+        triggers = []
+    elif not isinstance(triggers, list) or not triggers:
+        raise _refused("a structural tag needs lists of structures and triggers")
+    if not isinstance(structures, list) or not structures:
         raise _refused("a structural tag needs lists of structures and triggers")
     if not all(isinstance(trigger, str) and trigger for trigger in triggers):
         raise _refused("each trigger must be a string that is not empty")
@@ -360,7 +383,7 @@ def _tag_parts(tag: Any) -> tuple[list[Any], list[str]]:
             raise _refused("each structure needs a schema")
         if not isinstance(structure.get("begin"), str) or not isinstance(structure.get("end"), str):
             raise _refused("each structure needs a begin and an end")
-    return structures, triggers
+    return structures, triggers, forced if forced in ("one", "some") else None
 
 
 def _quoted(text: str, control: Mapping[str, int]) -> str:

@@ -141,6 +141,26 @@ def test_tagged_stretches_are_held_and_the_rest_is_free(path: Path, tokenizer: T
     assert re.findall(r"<f=", found) == re.findall(r"<f=(?=a>)", found)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_forced_structures(path: Path, tokenizer: Tokenizer, several: bool) -> None:
+    """As for tools that must be called: nothing but calls, each with arguments by its own schema."""
+    schemas = {"add": random_schema(1), "weather": {**random_schema(2), "x-guidance": {"lenient": True}}}
+    calls = [
+        {"begin": f'<call>{{"name": "{name} 🌍", "arguments": ', "schema": schema, "end": "}</call>\n"}
+        for name, schema in schemas.items()
+    ]
+    wanted = grammar.forced_structures(calls, several=several)
+    for text, reason in texts(make(path), tokenizer, wanted, max_tokens=MAX_TOKENS):
+        assert reason is FinishReason.STOP or (several and reason is FinishReason.LENGTH)
+        whole = text[: text.rindex("</call>\n") + len("</call>\n")]
+        assert whole == text or reason is FinishReason.LENGTH
+        made = whole.split("</call>\n")[:-1]
+        assert len(made) == 1 or several
+        for call in made:
+            body = json.loads(call.removeprefix("<call>"))
+            jsonschema.validate(body["arguments"], schemas[body["name"].removesuffix(" 🌍")])
+
+
 def test_nobody_else_is_changed(path: Path, tokenizer: Tokenizer) -> None:
     """The same request gives the same tokens, alone or among those under a grammar."""
     free = ("free", tokenizer.encode("hello"), SamplingParams(max_tokens=60, seed=3, logprobs=1))
