@@ -7,6 +7,7 @@ say is refused here, by the other API's name of it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from server.schema.common import WireModel, parse
 from server.schema.messages import Block, CountTokensRequest, MessagesRequest, PickTool, TextBlock, Turn
 
 Fields = dict[str, Any]
+
+_HEAD = re.compile(r"\w+")
+_FUNCTION = re.compile(r"^(\[\d+\])\.function\b")
 
 
 class Translated(ChatRequest):
@@ -34,13 +38,15 @@ def translated(source: WireModel, fields: Mapping[str, Any], context: Any = None
 
 def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
     """The same error about a field by the name it has in the request: `names` has chat's first."""
-    old = error.param or ""
-    for ours, theirs in names.items():
-        if old == ours or old.startswith((f"{ours}.", f"{ours}[")):
-            error.param = theirs + old.removeprefix(ours)
-            if error.message.startswith(ours):
-                error.message = theirs + error.message.removeprefix(ours)
-            break
+    if error.param is None:
+        return error
+    old = error.param
+    head = _HEAD.match(old)
+    if head is not None:
+        # Only the chat API has a function inside each tool.
+        error.param = names.get(head[0], head[0]) + _FUNCTION.sub(r"\1", old[head.end() :])
+    if error.message.startswith(old):
+        error.message = error.param + error.message.removeprefix(old)
     return error
 
 

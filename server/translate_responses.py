@@ -72,16 +72,14 @@ def _choice(choice: Any) -> Any:
     """Functions are named without a `function` around the name here."""
     if not isinstance(choice, dict):
         return choice
-    if choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
-        named = [_named(tool) for tool in choice["tools"]]
-        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": named}}
-    return _named(choice) if choice.get("type") == "function" else choice
+    if choice["type"] == "function":
+        return _named(choice)
+    tools = [_named(tool) for tool in choice["tools"]]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": tools}}
 
 
-def _named(tool: Any) -> Any:
-    if not isinstance(tool, dict):
-        return tool
-    return {"type": "function", "function": {"name": tool.get("name")}}
+def _named(tool: Fields) -> Fields:
+    return {"type": "function", "function": {"name": tool["name"]}}
 
 
 def _text(options: TextOptions | None) -> Fields:

@@ -29,7 +29,11 @@ _NEEDS = {
 
 def _as_blocks(value: Any) -> Any:
     """A string is one block of text."""
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if not isinstance(value, list):
+        raise field_error("must be a string or a list of blocks")
+    return value
 
 
 class TextBlock(WireModel):

@@ -28,5 +28,13 @@ REASONS: Mapping[str, str] = {
     "return_tokens_as_token_ids": "use return_token_ids",
     "thinking_token_budget": "use max_tokens, or reasoning_effort",
     "spaces_between_special_tokens": "special tokens are shown as they are",
+    "background": "a response is made while its caller waits",
+    "truncation": "a conversation that is too long is refused; shorten it",
+    "conversation": "use previous_response_id",
+    "prompt": "templates of prompts are not kept here",
+    "context_management": "a conversation is used as it is sent",
+    "top_logprobs": "use /v1/chat/completions",
+    "mcp_servers": "the server calls no others",
+    "container": "the server runs no code",
     "priority": "requests are served in the order of their arrival",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from server.schema.cache import CacheExplanation
 from server.schema.chat import MAX_MESSAGES, Effort, TemplateKwargs
@@ -28,11 +28,19 @@ _NEEDS = {
 
 
 def _as_parts(value: Any) -> Any:
-    return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
+    return _or_list(value, {"type": "input_text", "text": value}, "parts")
 
 
 def _as_items(value: Any) -> Any:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+    return _or_list(value, {"role": "user", "content": value}, "items")
+
+
+def _or_list(value: Any, alone: Any, of: str) -> Any:
+    if isinstance(value, str):
+        return [alone]
+    if not isinstance(value, list):
+        raise field_error(f"must be a string or a list of {of}")
+    return value
 
 
 class Part(WireModel):
@@ -88,6 +96,50 @@ class ResponseTool(WireModel):
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="A JSON schema of the arguments.")
     strict: bool | None = Field(None, description="true: arguments keep to the schema.")
+
+
+def _check_choice(value: Any) -> Any:
+    """The same words as in the chat API, and functions without a `function` around their names."""
+    if value is None or value in ("none", "auto", "required"):
+        return value
+    if isinstance(value, dict) and value.get("type") == "function":
+        named = [value]
+    elif isinstance(value, dict) and value.get("type") == "allowed_tools":
+        tools = value.get("tools")
+        named = tools if isinstance(tools, list) else []
+        if not named or value.get("mode") not in ("auto", "required"):
+            raise field_error("allowed_tools needs a mode, auto or required, and a list of tools")
+    else:
+        raise field_error('must be "none", "auto", "required" or an object that names a function')
+    for tool in named:
+        if (
+            not isinstance(tool, dict)
+            or tool.get("type") != "function"
+            or not isinstance(tool.get("name"), str)
+        ):
+            raise field_error('a function is named by {"type": "function", "name": "..."}')
+    return value
+
+
+_NAMED = {
+    "type": "object",
+    "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
+    "required": ["type", "name"],
+}
+_ALLOWED = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "allowed_tools"},
+        "mode": {"enum": ["auto", "required"]},
+        "tools": {"type": "array", "minItems": 1, "items": _NAMED},
+    },
+    "required": ["type", "mode", "tools"],
+}
+ToolChoice = Annotated[
+    Any,
+    BeforeValidator(_check_choice),
+    WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, _NAMED, _ALLOWED, {"type": "null"}]}),
+]
 
 
 class ReasoningOptions(WireModel):
@@ -157,7 +209,7 @@ class ResponsesRequest(WireModel):
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; left out: the model's own.")
     top_p: float | None = Field(None, gt=0, le=1)
     tools: list[ResponseTool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: str | dict[str, Any] | None = Field(
+    tool_choice: ToolChoice = Field(
         None, description="none, auto, required, or an object that names functions."
     )
     parallel_tool_calls: bool | None = Field(True, description="false: one call at most.")
