@@ -305,6 +305,7 @@ def test_keys(keyed: Live) -> None:
 
     assert status("Authorization: Bearer first-key") == 200
     assert status("Authorization: bearer second-key") == 200
+    assert status("X-Api-Key: first-key") == 200
     for path in ("/health", "/ready", "/version"):
         assert status(path=path) == 200
     for path in (
@@ -326,7 +327,7 @@ def test_keys(keyed: Live) -> None:
         "Authorization: Basic first-key",
         "Authorization: first-key",
         "Authorization: Bearer \xfc\xe9",
-        "X-Api-Key: first-key",
+        "X-Api-Key: wrong",
     ):
         assert status(header) == 401, header
     assert status("Authorization: Bearer first-key", "Authorization: Bearer first-key") == 401
