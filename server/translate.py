@@ -56,12 +56,6 @@ def from_messages(request: CountTokensRequest, notations: Notations) -> Translat
     Raises:
         ApiError: 400, for what cannot be honoured.
     """
-    if request.messages[-1].role == "assistant":
-        raise invalid(
-            "messages: the last one is the assistant's; continuing it is not supported.",
-            "messages",
-            "unsupported_parameter",
-        )
     output, choice = request.output_config, request.tool_choice
     effort = output.effort if output is not None else None
     tools = [
@@ -71,6 +65,8 @@ def from_messages(request: CountTokensRequest, notations: Notations) -> Translat
         "model": request.model,
         "messages": [*_system(request), *(message for turn in request.messages for message in _turn(turn))],
         "tools": tools or None,
+        # A turn that the caller has begun for the model.
+        "continue_final_message": request.messages[-1].role == "assistant",
         "tool_choice": _choice(choice),
         "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
         "reasoning_effort": effort,

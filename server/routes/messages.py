@@ -27,6 +27,7 @@ from server.unknown import check
 
 NAMES = {
     "stop": "stop_sequences",
+    "continue_final_message": "messages",
     "reasoning_effort": "output_config.effort",
     "response_format": "output_config.format",
 }

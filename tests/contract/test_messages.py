@@ -149,6 +149,16 @@ async def test_a_call_that_breaks_ends_its_block() -> None:
     assert stream[-2]["delta"]["stop_reason"] == "end_turn"
 
 
+async def test_a_turn_that_the_caller_has_begun() -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "Once upon"}]
+    async with in_process(says(" a time")) as (http, engine):
+        reply = (await http.post(MESSAGES, json={**BODY, "messages": messages})).json()
+        counted = (await http.post(COUNT, json={"messages": messages})).json()
+    assert reply["content"] == [{"type": "text", "text": " a time"}]
+    ids = engine.submitted[-1][1]
+    assert bytes(ids[-9:]) == b"Once upon" and counted["input_tokens"] == len(ids)
+
+
 async def test_usage_counts_what_was_reused_apart() -> None:
     body = {**BODY, "messages": [{"role": "user", "content": "x" * 100}]}
     async with in_process() as (http, _):
@@ -339,7 +349,19 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
         400,
         "messages[0].content[0].tool_use_id",
     ),
-    "prefilled": ({"messages": [TURN, {"role": "assistant", "content": "y"}]}, 400, "messages"),
+    "calls that nobody answered": (
+        {
+            "messages": [
+                TURN,
+                {
+                    "role": "assistant",
+                    "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}],
+                },
+            ]
+        },
+        400,
+        "messages: the last message has no text to go on from",
+    ),
     "too many turns": ({"messages": [TURN] * 2049}, 400, "messages"),
     "system number": ({"system": 3}, 400, "system: must be a string or a list of blocks"),
     "temperature": ({"temperature": 3}, 400, "temperature"),
