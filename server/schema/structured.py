@@ -17,7 +17,13 @@ from server.schema.common import GenerationRequest, WireModel, field_error
 Schema = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": True})]
 
 
-class JsonSchemaFormat(WireModel):
+class Strict(WireModel):
+    """What is not known here would change the text: it is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class JsonSchemaFormat(Strict):
     """A schema with a name. It is always followed exactly, strict or not."""
 
     name: str = Field(pattern="^[a-zA-Z0-9_-]{1,64}$")
@@ -31,7 +37,7 @@ class JsonSchemaFormat(WireModel):
         return self
 
 
-class TagStructure(WireModel):
+class TagStructure(Strict):
     """A stretch of text: what it begins with, JSON by a schema, and its end."""
 
     begin: str
@@ -39,7 +45,7 @@ class TagStructure(WireModel):
     end: str
 
 
-class ResponseFormat(WireModel):
+class ResponseFormat(Strict):
     """What the reply must be."""
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
@@ -69,10 +75,8 @@ class ResponseFormat(WireModel):
         return None
 
 
-class StructuredOutputs(WireModel):
+class StructuredOutputs(Strict):
     """Exactly one of these."""
-
-    model_config = ConfigDict(extra="forbid")
 
     json_: Annotated[
         Any, WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}, {"type": "null"}]})

@@ -179,6 +179,7 @@ ROWS = [
                 "response_format",
             ),
             ({"type": "structural_tag"}, "response_format.structures"),
+            ({"type": "json_object", "schema": {}}, "response_format.schema"),
         )
     ),
     *(
