@@ -12,21 +12,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from engine.client.cache import CacheDesk
+from engine.client.desk_client import DeskClient
 from engine.client.requests import RequestTable
 from engine.errors import EngineDead
-from engine.grammar import Grammar
 from engine.process import frames
 from engine.process.loop import Add, Cancel, Core, EngineLoop, Quit
 from engine.text.detokenizer import DecodesTokens
-from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
-from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
+from engine.types import EngineInfo, SamplingParams, TokenEvent
+from engine.views import DEFAULT_SCOPE, CacheScope
 
 log = logging.getLogger(__name__)
 
 STOP_PATIENCE_S = 10.0
 
 
-class InProcessClient:
+class InProcessClient(DeskClient):
     """An EngineClient around a core that the caller built.
 
     Args:
@@ -106,44 +106,11 @@ class InProcessClient:
         self._engine.put(Add(stream.wire_id, list(prompt_ids), params, scope, explain))
         return stream
 
-    def abort(self, request_id: str) -> None:
-        self._table.abort(request_id)
-
-    def snapshot(self) -> EngineSnapshot:
-        return self._snapshot
-
-    async def probe_cache(self, prompt_ids: Sequence[int], scope: CacheScope = DEFAULT_SCOPE) -> CacheReport:
-        return await self._cache.probe(self.info, prompt_ids, scope)
-
-    async def compile_grammar(self, grammar: Grammar) -> None:
-        await self._cache.compile(grammar)
-
-    async def cache_page(self, first_block: int = 1, limit: int = 1000, state: str = "") -> CachePage:
-        return await self._cache.page(first_block, limit, state)
-
-    async def cache_block(self, block_id: int) -> BlockDetail | None:
-        return await self._cache.block(block_id)
-
-    async def reset_cache(self) -> int:
-        return await self._cache.reset()
-
-    def watch_pool(self) -> AsyncIterator[PoolFrame]:
-        return self._cache.watch()
-
-    def public_id(self, number: str) -> str:
-        return self._table.public_id(number)
-
     def health(self) -> str | None:
         since = self._engine.busy_since
         if self._dead is None and since and time.monotonic() - since > self._step_timeout_s:
             return f"The engine has been in one step for more than {self._step_timeout_s:g} s."
         return self._dead
-
-    def start_draining(self) -> None:
-        self._table.draining = True
-
-    async def drained(self) -> None:
-        await self._table.drained()
 
     async def stop(self) -> None:
         self.start_draining()

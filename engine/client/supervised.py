@@ -19,16 +19,16 @@ from dataclasses import dataclass
 
 from engine import errors
 from engine.client.cache import CacheDesk
+from engine.client.desk_client import DeskClient
 from engine.client.requests import RequestTable
 from engine.config import EngineOptions
 from engine.errors import ConfigError, EngineDead
-from engine.grammar import Grammar
 from engine.logs import LogOptions
 from engine.process import frames
 from engine.process.launcher import EngineProcess
 from engine.text.detokenizer import DecodesTokens
 from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
-from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
+from engine.views import DEFAULT_SCOPE, CacheScope
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Supervision:
         return min(0.5, self.step_timeout_s / 20, self.heartbeat_timeout_s / 20)
 
 
-class ProcessClient:
+class ProcessClient(DeskClient):
     """An EngineClient whose engine may die.
 
     Args:
@@ -267,41 +267,8 @@ class ProcessClient:
         self._process.send(frames.Submit(stream.wire_id, frames.pack_ids(prompt_ids), params, scope, explain))
         return stream
 
-    def abort(self, request_id: str) -> None:
-        self._table.abort(request_id)
-
-    def snapshot(self) -> EngineSnapshot:
-        return self._snapshot
-
-    async def probe_cache(self, prompt_ids: Sequence[int], scope: CacheScope = DEFAULT_SCOPE) -> CacheReport:
-        return await self._cache.probe(self.info, prompt_ids, scope)
-
-    async def compile_grammar(self, grammar: Grammar) -> None:
-        await self._cache.compile(grammar)
-
-    async def cache_page(self, first_block: int = 1, limit: int = 1000, state: str = "") -> CachePage:
-        return await self._cache.page(first_block, limit, state)
-
-    async def cache_block(self, block_id: int) -> BlockDetail | None:
-        return await self._cache.block(block_id)
-
-    async def reset_cache(self) -> int:
-        return await self._cache.reset()
-
-    def watch_pool(self) -> AsyncIterator[PoolFrame]:
-        return self._cache.watch()
-
-    def public_id(self, number: str) -> str:
-        return self._table.public_id(number)
-
     def health(self) -> str | None:
         return self._why_dead
-
-    def start_draining(self) -> None:
-        self._table.draining = True
-
-    async def drained(self) -> None:
-        await self._table.drained()
 
     async def stop(self) -> None:
         if self._stopped:
