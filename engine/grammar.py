@@ -99,15 +99,30 @@ def structural_tag(tag: Mapping[str, Any]) -> Grammar:
     return Grammar(GrammarKind.STRUCTURAL_TAG, _dumped(tag))
 
 
-def forced_structures(structures: Sequence[Mapping[str, Any]], *, several: bool = False) -> Grammar:
+def forced_structures(
+    structures: Sequence[Mapping[str, Any]],
+    *,
+    several: bool = False,
+    first: str = "",
+    between: str = "",
+    last: str = "",
+    thoughts: tuple[str, str] | None = None,
+) -> Grammar:
     """One of the structures and nothing else, or several in a row: {"begin", "schema", "end"} each.
 
     For calls of tools that a model must make: begin and end are the notation's, the schema is that of the
-    arguments. Control tokens written in begin and end are those tokens.
+    arguments. Control tokens written in begin, end and the like are those tokens.
+
+    Args:
+        first, between, last: what stands before, between and after the structures.
+        thoughts: what opens and closes free text that may come before all else; it must come if what opens
+            it is empty, which says that it has begun.
     """
     tag = {
         "structures": [dict(structure) for structure in structures],
         "forced": "some" if several else "one",
+        **{name: text for name, text in (("first", first), ("between", between), ("last", last)) if text},
+        **({"thoughts": list(thoughts)} if thoughts is not None else {}),
     }
     return structural_tag(tag)
 

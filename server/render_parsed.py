@@ -28,6 +28,7 @@ class ParsedChunks(ChatChunks):
     Args:
         parsers: one for each choice.
         show_reasoning: whether the caller wants to see it.
+        named: the caller named the function that is called.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class ParsedChunks(ChatChunks):
         parsers: Sequence[OutputParser],
         *,
         show_reasoning: bool = True,
+        named: bool = False,
     ) -> None:
         super().__init__(head, usage, usage_in_stream, tokenizer)
         self._parsers = parsers
         self._show_reasoning = show_reasoning
+        self._named = named
         self._called: set[int] = set()
         if parsers[0].may_call:
             self._first_content = b"null"  # as OpenAI begins a reply that may be a call alone
@@ -90,15 +93,18 @@ class ParsedChunks(ChatChunks):
         return self._leads[choice] + encode(delta) + end
 
     def _last(self, choice: int, event: TokenEvent) -> bytes:
-        ending = _ending(event, choice in self._called)
+        ending = _ending(event, choice in self._called and not self._named)
         return self._lead(choice, b'"delta":{},"logprobs":null,' + encode(ending)[1:-1]) + self._close()
 
 
 class ParsedChoice(Choice):
     """One choice of a whole reply, read while it is collected."""
 
-    def __init__(self, index: int, parser: OutputParser, *, show_reasoning: bool = True) -> None:
+    def __init__(
+        self, index: int, parser: OutputParser, *, show_reasoning: bool = True, named: bool = False
+    ) -> None:
         super().__init__(index)
+        self._named = named
         self._parser = parser
         self._show_reasoning = show_reasoning
         self._pieces: list[Piece] = []
@@ -125,7 +131,7 @@ class ParsedChoice(Choice):
         return {
             **super().chat(tokenizer, with_logprobs),
             "message": message,
-            **_ending(self.last, bool(said.calls)),
+            **_ending(self.last, bool(said.calls) and not self._named),
         }
 
 
@@ -135,7 +141,7 @@ def _call(call: Call) -> dict[str, Any]:
 
 
 def _ending(event: TokenEvent, called: bool) -> dict[str, Any]:
-    """A reply that ended of itself and has calls ended because of them."""
+    """A reply that ended of itself and has calls ended because of them, unless the caller named the call."""
     ending = ending_fields(event)
     if called and event.finish_reason is FinishReason.STOP:
         ending["finish_reason"] = TOOL_CALLS

@@ -6,12 +6,15 @@ said, never left out in silence. Knows no tokens and no HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+from engine.errors import InvalidRequest
+from engine.grammar import Grammar, forced_structures, structural_tag
 from server.errors import ApiError, invalid, shorten, unsupported
 from server.parsing.chosen import Notations
 from server.parsing.tools import CallOptions
+from server.parsing.written import Written
 from server.schema.chat import Conversation
 from server.schema.tools import Tool
 
@@ -28,15 +31,9 @@ def offered(notations: Notations, request: Conversation) -> Sequence[Tool]:
     """
     tools, choice = request.tools or (), request.tool_choice
     _check_names(tool.function.name for tool in tools)
-    if choice is not None and choice.mode == "required":
-        if not tools:
-            raise invalid("tool_choice: there are no tools to call.", "tool_choice")
-        _check_known(choice.names or (), tools)
-        raise _not_yet("tool_choice: a call cannot be forced yet; use auto or none.", "tool_choice")
-    for position, tool in enumerate(tools):
-        if tool.function.strict:
-            param = f"tools[{position}].function.strict"
-            raise _not_yet(f"{param}: arguments cannot be held to a schema yet; leave it out.", param)
+    forced = choice is not None and choice.mode == "required"
+    if forced and not tools:
+        raise invalid("tool_choice: there are no tools to call.", "tool_choice")
     if choice is not None and choice.names is not None:
         _check_known(choice.names, tools)
         tools = [tool for tool in tools if tool.function.name in choice.names]
@@ -49,7 +46,92 @@ def offered(notations: Notations, request: Conversation) -> Sequence[Tool]:
             "tools: how this model writes calls is not known to this server; --tool-call-parser says it.",
             "tools",
         )
+    if forced and notations.written is None:
+        raise _not_yet(
+            f"tool_choice: calls in this model's notation, {notations.tools}, cannot be forced; "
+            "use auto or none.",
+            "tool_choice",
+        )
+    if not forced:
+        _check_strict(notations, {tool.function.name for tool in tools}, request.tools or ())
     return tools
+
+
+def _check_strict(notations: Notations, names: Set[str], tools: Sequence[Tool]) -> None:
+    """Raises 400 where nothing says that a call begins."""
+    written = notations.written
+    if written is not None and written.marker:
+        return
+    way_out = "leave it out" if written is None else "leave it out, or use tool_choice required"
+    for position, tool in enumerate(tools):
+        if tool.function.strict and tool.function.name in names:
+            param = f"tools[{position}].function.strict"
+            raise _not_yet(
+                f"{param}: in this model's notation, {notations.tools}, calls that the model chooses to make "
+                f"cannot be held to a schema; {way_out}.",
+                param,
+            )
+
+
+def grammar(notations: Notations, request: Conversation, *, opened: bool) -> Grammar | None:
+    """What holds the model to the calls that the request wants; None where it is free.
+
+    Args:
+        opened: the prompt has begun the thoughts.
+
+    Raises:
+        ApiError: 400, a schema is none of arguments.
+        InvalidRequest: they are too large.
+    """
+    tools, choice, written = offered(notations, request), request.tool_choice, notations.written
+    if not tools or written is None:
+        return None
+    try:
+        if choice is not None and choice.mode == "required":
+            return forced_structures(
+                [_structure(written, tool, _schema(tool)) for tool in tools],
+                several=not choice.function and request.parallel_tool_calls is not False,
+                first=written.first,
+                between=written.between,
+                last=written.last,
+                thoughts=notations.thoughts(opened=opened),
+            )
+        if not any(tool.function.strict for tool in tools):
+            return None
+        structures = [
+            _structure(written, tool, _schema(tool) if tool.function.strict else _ANY, alone=True)
+            for tool in tools
+        ]
+        return structural_tag({"structures": structures, "triggers": [written.marker]})
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, "tools") from error
+
+
+_ANY = {"type": "object"}
+_NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def _schema(tool: Tool) -> Mapping[str, Any]:
+    """Of the arguments, which are always an object."""
+    schema = tool.function.parameters
+    if schema is None:
+        return _NOTHING
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise invalid(f"tools: the parameters of {tool.function.name!r} are not an object.", "tools")
+    return {**schema, "type": "object"}
+
+
+def _structure(
+    written: Written, tool: Tool, schema: Mapping[str, Any], *, alone: bool = False
+) -> dict[str, Any]:
+    """`alone`: with what else stands around calls."""
+    first, last = (written.first, written.last) if alone else ("", "")
+    return {
+        "begin": first + written.begin % tool.function.name,
+        "schema": schema,
+        "end": written.end + last,
+    }
 
 
 def call_options(notations: Notations, request: Conversation) -> CallOptions | None:

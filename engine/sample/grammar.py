@@ -333,7 +333,8 @@ def tag_source(tag: Any, control: Mapping[str, int]) -> str:
 
     Text is free up to a trigger. From there on it is one of the structures whose begin has that trigger in
     front. A trigger that is one of the model's control tokens is that token. With "forced" ("one" or "some")
-    there are no triggers and no free text: one structure, or several in a row.
+    there are no triggers and no free text: one structure, or several in a row, with "first", "between" and
+    "last" around them. Before them there may be "thoughts", which are free: what opens and what closes them.
     """
     structures, triggers, forced = _tag_parts(tag)
     rules = []
@@ -351,13 +352,30 @@ def tag_source(tag: Any, control: Mapping[str, int]) -> str:
         begin, end = _quoted(begin[len(trigger) :], control), _quoted(structure["end"], control)
         rules.append(f"tag_{i}: {head} {begin} {_embedded(structure['schema'])} {end}")
     either = " | ".join(f"tag_{i}" for i in range(len(structures)))
-    return "\n".join([*_beginning(either, forced), *rules])
+    if not forced:
+        return "\n".join(["%llguidance {}", f"start: ({either})* rest", "rest: TEXT", _TEXT, *rules])
+    first, between, last = (_quoted(tag.get(name, ""), control) for name in _AROUND)
+    more = f"({between} ({either}))*" if forced == "some" else ""
+    thoughts, of_thoughts = _thoughts(tag.get("thoughts"), control)
+    start = f"start: {thoughts} {first} ({either}) {more} {last}"
+    return "\n".join(["%llguidance {}", start, *of_thoughts, *rules])
 
 
-def _beginning(either: str, forced: str | None) -> list[str]:
-    if forced:
-        return ["%llguidance {}", f"start: ({either}){'+' if forced == 'some' else ''}"]
-    return ["%llguidance {}", f"start: ({either})* rest", "rest: TEXT", r"TEXT: /(.|\n)*/"]
+_TEXT = r"TEXT: /(.|\n)*/"
+_AROUND = ("first", "between", "last")
+
+
+def _thoughts(tags: Any, control: Mapping[str, int]) -> tuple[str, list[str]]:
+    """Free text up to a tag, and what of it the beginning refers to."""
+    if tags is None:
+        return "", []
+    opening, close = tags
+    if close in control:
+        until = f"thoughts: TEXT <[{control[close]}]>"
+    else:
+        until = f"thoughts[lazy]: TEXT {json.dumps(close)}"
+    rules = [until, _TEXT, r"GAP: /[ \n]{1,4}/"]
+    return f"({_quoted(opening, control)} thoughts GAP?){'?' if opening else ''}", rules
 
 
 def _embedded(schema: Any) -> str:
@@ -378,6 +396,11 @@ def _tag_parts(tag: Any) -> tuple[list[Any], list[str], str | None]:
         raise _refused("a structural tag needs lists of structures and triggers")
     if not all(isinstance(trigger, str) and trigger for trigger in triggers):
         raise _refused("each trigger must be a string that is not empty")
+    if not all(isinstance(tag.get(name, ""), str) for name in _AROUND):
+        raise _refused("what stands around the structures must be strings")
+    thoughts = tag.get("thoughts", ["", "."])
+    if not isinstance(thoughts, list) or [type(text) for text in thoughts] != [str, str] or not thoughts[1]:
+        raise _refused("thoughts are what opens and what closes them")
     for structure in structures:
         if not isinstance(structure, dict) or not isinstance(structure.get("schema"), dict | bool):
             raise _refused("each structure needs a schema")

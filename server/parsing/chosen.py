@@ -10,6 +10,7 @@ from server.parsing.formats import TOOL_FORMATS
 from server.parsing.parser import OutputParser
 from server.parsing.reasoning import REASONING_TAGS, ReasoningSplitter
 from server.parsing.tools import CallOptions
+from server.parsing.written import Written, written
 
 TOOL_CHOICES = ("auto", "none", *TOOL_FORMATS)
 REASONING_CHOICES = ("auto", "none", *REASONING_TAGS)
@@ -23,17 +24,26 @@ class Notations:
         reads: variables of the model's template that a request may set: tools, reasoning_effort,
             enable_thinking.
         tools, reasoning: names of formats; None: not read.
+        written: how calls are written, where a grammar can say it.
     """
 
     reads: frozenset[str] = frozenset()
     tools: str | None = None
     reasoning: str | None = None
+    written: Written | None = None
 
     def opened_by(self, prompt_tail: str) -> bool:
         """Whether a prompt with this end has begun the thoughts."""
         return self.reasoning is not None and prompt_tail.rstrip().endswith(
             REASONING_TAGS[self.reasoning].open
         )
+
+    def thoughts(self, *, opened: bool) -> tuple[str, str] | None:
+        """What opens and closes thoughts from here on; nothing opens them if the prompt has."""
+        if self.reasoning is None:
+            return None
+        tags = REASONING_TAGS[self.reasoning]
+        return "" if opened else tags.open, tags.close
 
     def parser(
         self, options: CallOptions | None, control: Mapping[str, int], *, opened: bool = False
@@ -74,11 +84,9 @@ def choose(
 ) -> Notations:
     """The notations for a model with these templates, as the operator said."""
     found: Detected = detect(templates)
-    return Notations(
-        found.reads,
-        _named(tool_parser, found.tool_format),
-        _named(reasoning_parser, found.reasoning_format),
-    )
+    tools = _named(tool_parser, found.tool_format)
+    reasoning = _named(reasoning_parser, found.reasoning_format)
+    return Notations(found.reads, tools, reasoning, written(tools, tuple(templates.values())))
 
 
 def _named(choice: str, found: str | None) -> str | None:

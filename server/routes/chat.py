@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -23,7 +24,7 @@ from server.schema.chat import ChatRequest
 from server.schema.common import to_sampling_params
 from server.schema.replies import ChatReply
 from server.service import Service
-from server.tools import TAIL_TOKENS, call_options
+from server.tools import TAIL_TOKENS, call_options, grammar
 
 
 class ChatApi(Api[ChatRequest]):
@@ -47,6 +48,15 @@ class ChatApi(Api[ChatRequest]):
             shown_token_ids=self._shown_markers(request),
         )
 
+    def held(self, request: ChatRequest, params: SamplingParams, prompts: Sequence[Prompt]) -> SamplingParams:
+        held = grammar(self.service.notations, request, opened=self._opened(prompts))
+        return params if held is None else replace(params, grammar=held)
+
+    def _opened(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether the prompt has begun the thoughts."""
+        tail = self.service.tokenizer.decode(prompts[0].ids[-TAIL_TOKENS:], skip_special_tokens=False)
+        return self.service.notations.opened_by(tail)
+
     def _shown_markers(self, request: ChatRequest) -> tuple[int, ...]:
         notations, tokenizer = self.service.notations, self.service.tokenizer
         with_tools = call_options(notations, request) is not None
@@ -54,11 +64,10 @@ class ChatApi(Api[ChatRequest]):
 
     def _parsers(self, request: ChatRequest, generation: Generation) -> list[OutputParser]:
         """One for each choice; none where replies are text and nothing else."""
-        if generation.params.grammar is not None:
+        if request.constrained:
             return []
         notations, tokenizer = self.service.notations, self.service.tokenizer
-        tail = tokenizer.decode(generation.prompts[0].ids[-TAIL_TOKENS:], skip_special_tokens=False)
-        opened, options = notations.opened_by(tail), call_options(notations, request)
+        opened, options = self._opened(generation.prompts), call_options(notations, request)
         made = [
             notations.parser(options, tokenizer.control, opened=opened) for _ in range(generation.params.n)
         ]
@@ -74,14 +83,21 @@ class ChatApi(Api[ChatRequest]):
             return ChatChunks(head, usage, request.usage_in_stream, self.service.tokenizer)
         show = request.include_reasoning is not False
         return ParsedChunks(
-            head, usage, request.usage_in_stream, self.service.tokenizer, parsers, show_reasoning=show
+            head,
+            usage,
+            request.usage_in_stream,
+            self.service.tokenizer,
+            parsers,
+            show_reasoning=show,
+            named=_named(request),
         )
 
     def choices(self, request: ChatRequest, generation: Generation) -> Sequence[Choice]:
         parsers = self._parsers(request, generation)
         show = request.include_reasoning is not False
         return [
-            ParsedChoice(index, parser, show_reasoning=show) for index, parser in enumerate(parsers)
+            ParsedChoice(index, parser, show_reasoning=show, named=_named(request))
+            for index, parser in enumerate(parsers)
         ] or super().choices(request, generation)
 
     def reply(
@@ -104,6 +120,10 @@ class ChatApi(Api[ChatRequest]):
             for fields, choice in zip(rendered, choices, strict=True):
                 fields["token_ids"] = choice.token_ids
         return reply(head, "chat.completion", rendered, usage, cache, more)
+
+
+def _named(request: ChatRequest) -> bool:
+    return request.tool_choice is not None and request.tool_choice.function
 
 
 def _usage(generation: Generation, reasoning_tokens: int) -> dict[str, Any]:

@@ -55,6 +55,10 @@ class Api(ABC, Generic[RequestT]):
     @abstractmethod
     def params(self, request: RequestT) -> SamplingParams: ...
 
+    def held(self, request: RequestT, params: SamplingParams, prompts: Sequence[Prompt]) -> SamplingParams:
+        """With what only the prompts say of the grammar."""
+        return params
+
     @abstractmethod
     def chunks(self, request: RequestT, head: Head, generation: Generation) -> Frames: ...
 
@@ -112,6 +116,7 @@ class Api(ABC, Generic[RequestT]):
         params = self.params(request)
         params.check_vocabulary(self.service.info.vocab_size)
         prompts = await self.prompts(request, explain)
+        params = self.held(request, params, prompts)
         if params.grammar is not None:
             await self._compile(params.grammar, request.grammar_field)
         request_id = self.id_prefix + secrets.token_hex(12)

@@ -130,7 +130,7 @@ class Conversation(WireModel):
         None, max_length=MAX_TOOLS, description="Functions that the model may call."
     )
     tool_choice: ToolChoice = Field(
-        None, description="auto, the default with tools, or none. Calls cannot be forced yet."
+        None, description="auto, the default with tools, none, required, or an object that names functions."
     )
     parallel_tool_calls: bool | None = Field(True, description="false: one call at most.")
     reasoning_effort: Effort | None = Field(
@@ -206,6 +206,10 @@ class ChatRequest(Conversation, ConstrainedRequest):
         if calls and self.constrained:
             raise field_error("cannot be combined with tools: send tool_choice none", self.grammar_field)
         return self
+
+    @property
+    def grammar_field(self) -> str:
+        return super().grammar_field if self.constrained else "tools"
 
     @property
     def ungranted_fields(self) -> list[str]:

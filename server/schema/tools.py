@@ -25,7 +25,7 @@ class Function(WireModel):
     parameters: dict[str, Any] | None = Field(
         None, description="A JSON schema of the arguments; left out: there are none."
     )
-    strict: bool | None = Field(False, description="Not supported yet: false or left out.")
+    strict: bool | None = Field(False, description="true: the arguments always keep to the schema.")
 
 
 class Tool(WireModel):
@@ -49,10 +49,14 @@ class ToolCall(WireModel):
 
 
 class Choice(WireModel):
-    """Settled: `mode`, and the names of the tools that may be called (None: all)."""
+    """Settled: `mode`, and the names of the tools that may be called (None: all).
+
+    `function`: one function was named, and is called once.
+    """
 
     mode: Literal["none", "auto", "required"]
     names: tuple[str, ...] | None = None
+    function: bool = False
 
 
 def _parse_choice(value: Any) -> Any:
@@ -66,7 +70,7 @@ def _parse_choice(value: Any) -> Any:
     if not isinstance(value, dict) or value.get("type") not in ("function", "allowed_tools"):
         raise field_error('must be "none", "auto", "required" or an object that names a function')
     if value["type"] == "function":
-        return Choice(mode="required", names=(_name(value),))
+        return Choice(mode="required", names=(_name(value),), function=True)
     allowed = value.get("allowed_tools")
     allowed = allowed if isinstance(allowed, dict) else {}
     tools = allowed.get("tools")

@@ -146,9 +146,12 @@ def test_the_streaming_helper(client: openai.OpenAI) -> None:
     assert choice.message.content == "I look." and choice.finish_reason == "tool_calls"
 
 
-def test_what_cannot_be_done_yet(client: openai.OpenAI) -> None:
+def test_a_choice_that_cannot_be(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(
-            model="quire-demo", messages=HELLO, tools=TOOLS, tool_choice="required"
+            model="quire-demo",
+            messages=HELLO,
+            tools=TOOLS,
+            tool_choice={"type": "function", "function": {"name": "x"}},
         )
-    assert refused.value.param == "tool_choice" and refused.value.code == "unsupported_parameter"
+    assert refused.value.param == "tool_choice" and refused.value.code == "invalid_value"

@@ -74,6 +74,7 @@ def test_sizes_are_refused_before_anything_else(case: str) -> None:
         make()
 
 
+STRUCTURE = {"begin": "<a", "schema": {}, "end": ">"}
 REFUSED = {
     "depth 60": (grammar.json_schema({**nested(14), "type": 3}), "type"),
     "900 optional properties": (grammar.json_schema(optional(999)), "too complex|too large"),
@@ -110,6 +111,17 @@ REFUSED = {
         "none of the triggers",
     ),
     "no structures": (grammar.structural_tag({"triggers": ["<b"]}), "structures"),
+    "what stands around is no text": (
+        grammar.structural_tag({"structures": [STRUCTURE], "forced": "some", "between": 3}),
+        "must be strings",
+    ),
+    **{
+        f"thoughts {thoughts}": (
+            grammar.structural_tag({"structures": [STRUCTURE], "forced": "one", "thoughts": thoughts}),
+            "opens and what closes",
+        )
+        for thoughts in (3, [], ["a"], ["a", ""], ["a", 3], ["a", "b", "c"], {"a": "b"})
+    },
 }
 
 

@@ -234,16 +234,18 @@ async def test_ids_that_mistrals_templates_take() -> None:
 
 
 async def test_what_cannot_be_done_is_said() -> None:
+    pythonic = ToolTemplate("{{ tools }}[func_name1(")
     for choice in (
         "required",
         {"type": "function", "function": {"name": "now"}},
         {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NOW]}},
     ):
-        error = await refused(tools=TOOLS, tool_choice=choice)
+        error = await refused(pythonic, tools=TOOLS, tool_choice=choice)
         assert (error["param"], error["code"]) == ("tool_choice", "unsupported_parameter")
     error = await refused(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "x"}})
     assert (error["param"], error["code"]) == ("tool_choice", "invalid_value") and "'x'" in error["message"]
-    error = await refused(tools=[WEATHER, {"type": "function", "function": {"name": "f", "strict": True}}])
+    strict = {"type": "function", "function": {"name": "f", "strict": True}}
+    error = await refused(pythonic, tools=[WEATHER, strict])
     assert (error["param"], error["code"]) == ("tools[1].function.strict", "unsupported_parameter")
     error = await refused(FakeTemplate(), tools=TOOLS)
     assert error["param"] == "tools" and "template does not take tools" in error["message"]
@@ -375,8 +377,10 @@ async def test_a_probe_looks_at_the_same_prompt() -> None:
     async with in_process(client, template=ToolTemplate()) as (http, _):
         assert (await http.post(CHAT, json=body)).status_code == 200
         probe = await http.post("/v1/cache/probe", json=body)
-        refusal = await http.post("/v1/cache/probe", json={**body, "tool_choice": "required"})
-    assert probe.status_code == 200, probe.text
+        forced = await http.post("/v1/cache/probe", json={**body, "tool_choice": "required"})
+        unknown = {"type": "function", "function": {"name": "x"}}
+        refusal = await http.post("/v1/cache/probe", json={**body, "tool_choice": unknown})
+    assert probe.status_code == 200 == forced.status_code, probe.text
     assert client.probed[0][0] == client.submitted[0][1]
     assert json.dumps(TOOLS[0]["function"]["name"]).encode() in bytes(
         i for i in client.probed[0][0] if i < 256
