@@ -23,7 +23,6 @@ from engine.kv.page_table import split_for_fork
 from engine.kv.prefix import PrefixCache
 from engine.kv.tree import PrefixTree
 from engine.request import BlockKey, Request, Status
-from engine.sched import scheduler as scheduler_module
 from engine.sched.budget import StepBudget
 from engine.sched.draft import Planned, StepDraft
 from engine.sched.roster import Roster
@@ -567,7 +566,7 @@ def a_late_result_reaches_the_next_life(monkeypatch: pytest.MonkeyPatch) -> None
     def is_current(part: Planned) -> bool:
         return part.request.status is not Status.FINISHED
 
-    monkeypatch.setattr(scheduler_module, "_is_current", is_current)
+    monkeypatch.setattr(Planned, "is_current", property(is_current))
 
 
 @caught_by(SchedMachine)
