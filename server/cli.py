@@ -24,9 +24,11 @@ USAGE_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; the return value is the process's exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # `bench` brings its own flags; nothing of it is imported until it is asked for.
+    # These two bring their own flags; nothing of them is imported until they are asked for.
     if arguments[:1] == ["bench"]:
         return bench(arguments[1:])
+    if arguments[:1] == ["chat"]:
+        return chat(arguments[1:])
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.command is None:
@@ -64,6 +66,13 @@ def bench(arguments: Sequence[str]) -> int:
     return int(tool.main(list(arguments)) or 0)
 
 
+def chat(arguments: Sequence[str]) -> int:
+    """Talks with a model of any OpenAI-compatible server."""
+    from server import terminal
+
+    return terminal.main(arguments)
+
+
 def version(_: argparse.Namespace) -> int:
     print(f"quire {__version__}")
     return 0
@@ -82,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     settings.add_arguments(serve_parser)
     serve_parser.set_defaults(run=serve)
+    commands.add_parser("chat", help="talk with a model in the terminal", add_help=False)
     commands.add_parser("bench", help="measure an OpenAI-compatible server", add_help=False)
     commands.add_parser("version", help="print the version").set_defaults(run=version)
     return parser

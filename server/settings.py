@@ -427,7 +427,7 @@ def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> 
     model = given.get("model") or variables.get("QUIRE_MODEL") or None
     name = server.pop("model_name", None) or model or DEMO_NAME
     options = EngineOptions(model=model or "", served_model_name=name, **engine)
-    server.setdefault("colour", not variables.get("NO_COLOR") and variables.get("TERM") != "dumb")
+    server.setdefault("colour", _wants_colour(variables))
     if "otlp_endpoint" not in server:
         server.update(otlp_endpoint=_ambient_collector(variables), otlp_required=False)
     chosen = ServerSettings(engine=options, demo=model is None, model_name=name, **server)
@@ -436,6 +436,25 @@ def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> 
     except ValueError as exc:
         raise SettingsError(f"API keys: {exc}") from None
     return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalVariables:
+    """What `quire chat` takes from the environment."""
+
+    api_key: str | None = field(repr=False)
+    colour: bool
+
+
+def terminal_variables(environ: Mapping[str, str] | None = None) -> TerminalVariables:
+    """A server's QUIRE_API_KEY may hold several keys: any of them opens it, so the first does."""
+    variables = os.environ if environ is None else environ
+    keys = [key.strip() for key in variables.get("QUIRE_API_KEY", "").split(",") if key.strip()]
+    return TerminalVariables(keys[0] if keys else None, _wants_colour(variables))
+
+
+def _wants_colour(variables: Mapping[str, str]) -> bool:
+    return not variables.get("NO_COLOR") and variables.get("TERM") != "dumb"
 
 
 def _ambient_collector(variables: Mapping[str, str]) -> str:
