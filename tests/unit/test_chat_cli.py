@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -100,17 +99,31 @@ def fake(*flags: str) -> Iterator[str]:
         started.stdout.close()
 
 
+# A session and terminal of its own, so that Ctrl-C is a signal. Not pty.fork: it forks beside our threads.
+ON_A_TERMINAL = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from server.cli import main
+sys.exit(main(["chat", *sys.argv[1:]]))
+"""
+
+
 class Terminal:
     """`quire chat` on a pty."""
 
     def __init__(self, *arguments: str, **variables: str) -> None:
-        environ = {"TERM": "xterm", **variables}
         self.seen = ""
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            kept = {k: v for k, v in os.environ.items() if not k.startswith("QUIRE_") and k != "NO_COLOR"}
-            command = [sys.executable, "-m", "server.cli", "chat", *arguments]
-            os.execve(sys.executable, command, {**kept, **environ})
+        self._fd, other = pty.openpty()
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("QUIRE_") and k != "NO_COLOR"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", ON_A_TERMINAL, *arguments],
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env={**kept, "TERM": "xterm", **variables},
+            start_new_session=True,
+        )
+        os.close(other)
 
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
@@ -126,14 +139,11 @@ class Terminal:
         return taken
 
     def exit_code(self) -> int:
-        _, status = os.waitpid(self.pid, 0)
-        self.pid = 0
-        return os.waitstatus_to_exitcode(status)
+        return self._process.wait(30)
 
     def close(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self._process.kill()
+        self._process.wait()
         os.close(self._fd)
 
     def _read(self) -> None:
