@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the chat; the return value is the process's exit code."""
-    given = _parser().parse_args(arguments)
+    given = make_parser().parse_args(arguments)
     from_variables = settings.terminal_variables()
     sampling = {"temperature": given.temperature, "max_tokens": given.max_tokens}
     sampling = {name: value for name, value in sampling.items() if value is not None}
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="quire chat",
         description="Talks with a model of any OpenAI-compatible server; with QUESTION prints its answer.",

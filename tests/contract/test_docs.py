@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server import settings
+from server import settings, terminal
 from server.bench.options import make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,8 @@ def test_every_flag_mentioned_exists(page: Path) -> None:
         pytest.skip("speaks of other programs' flags")
     text = re.sub(r"^.*\b(pip|docker|git|curl|make|python -m venv)\b.*$", "", page.read_text(), flags=re.M)
     flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*[a-z])", text))
-    assert flags - serve_options() - options_of(make_parser()) - SCRIPT_FLAGS == set()
+    known = serve_options() | options_of(make_parser()) | options_of(terminal.make_parser()) | SCRIPT_FLAGS
+    assert flags - known == set()
 
 
 def test_the_glossarys_words_are_used() -> None:
