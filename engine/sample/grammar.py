@@ -19,12 +19,18 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from engine.errors import InvalidRequest, ModelError
 from engine.grammar import Grammar, GrammarKind
 from engine.text.tokenizer import Tokenizer
+
+try:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+except ImportError:  # the engine works without; only grammars are refused
+    INSTALLED = False
+else:
+    INSTALLED = True
 
 KEPT_GRAMMARS = 64
 # Tokens that a grammar forces from its start on, tried while compiling: some faults show only then.
@@ -50,7 +56,8 @@ class CompiledGrammars:
     def __init__(self, load: Callable[[], Tokenizer], vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._loaded: Future[_Vocabulary] = Future()
         args = (load, vocab_size, tuple(eos_token_ids))
-        threading.Thread(target=self._load, args=args, name="grammar-tokens", daemon=True).start()
+        if INSTALLED:
+            threading.Thread(target=self._load, args=args, name="grammar-tokens", daemon=True).start()
         self._lock = threading.Lock()
         self._kept: OrderedDict[Grammar, _Start] = OrderedDict()
 
@@ -71,6 +78,8 @@ class CompiledGrammars:
         return found.matcher()
 
     def _compile(self, grammar: Grammar) -> _Start:
+        if not INSTALLED:
+            raise _refused("this server lacks the package llguidance")
         try:
             vocabulary = self._loaded.result()
         except ModelError:

@@ -76,7 +76,8 @@ def test_one_bad_prompt_harms_nothing(llm: LLM) -> None:
 
 
 def test_needs_none_of_the_servers_dependencies(tmp_path: Path) -> None:
-    blocked = "import sys\nfor m in ('fastapi', 'uvicorn', 'pydantic', 'prometheus_client', 'msgspec'):\n"
+    missing = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "msgspec", "llguidance")
+    blocked = f"import sys\nfor m in {missing}:\n"
     code = blocked + "    sys.modules[m] = None\nfrom engine.llm import LLM\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -233,6 +233,15 @@ def test_a_model_without_an_end_of_turn(tokenizer: Tokenizer) -> None:
     assert not matcher.ended
 
 
+def test_without_the_package_grammars_are_refused(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.sample.grammar.INSTALLED", False)
+    without = CompiledGrammars(lambda: tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
+    with pytest.raises(InvalidRequest, match="llguidance"):
+        without.start(grammar.regex("a+"))
+
+
 def test_compiled_grammars_are_kept_within_a_bound(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
