@@ -131,9 +131,14 @@ def test_the_template_for_tools_is_asked_first() -> None:
 
 def test_the_operator_decides() -> None:
     templates = {"default": QWEN + "</think>"}
-    assert choose(templates) == Notations(READS, "hermes", "think")
-    assert choose(templates, "none", "none") == Notations(READS, None, None)
-    assert choose(templates, "mistral", "cohere") == Notations(READS, "mistral", "cohere")
+
+    def chosen(*said: str) -> tuple[frozenset[str], str | None, str | None]:
+        found = choose(templates, *said)
+        return found.reads, found.tools, found.reasoning
+
+    assert chosen() == (READS, "hermes", "think")
+    assert chosen("none", "none") == (READS, None, None)
+    assert chosen("mistral", "cohere") == (READS, "mistral", "cohere")
     assert Notations().parser(CallOptions(), {}) is None
 
 
