@@ -23,11 +23,17 @@ from server.live import EventFeed
 from server.middleware.auth import admin_only, tenant_of
 from server.prompts import Prompt
 from server.render import encode
-from server.routes.common import check_model, conversation, explainer, kept_tokens, plain, read_body
+from server.routes.common import (
+    check_model,
+    check_ready,
+    conversation,
+    explainer,
+    kept_tokens,
+    plain,
+    read_question,
+)
 from server.schema.cache import STATES, BlockReply, CacheReply, ProbeReply, ProbeRequest, ResetReply
-from server.schema.common import parse
 from server.service import Service
-from server.unknown import check
 
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 10_000
@@ -50,9 +56,7 @@ def _open(service: Service) -> APIRouter:
     )
     async def probe(http: Request) -> Response:
         """Answers without running the prompt; nothing changes and nothing is counted."""
-        _check_ready(service)
-        request = parse(ProbeRequest, await read_body(service, http))
-        headers = check(request, strict=service.settings.strict)
+        request, headers = await read_question(service, http, ProbeRequest)
         check_model(service, request.model)
         prompts = await _prompts(service, request)
         scope = tenant_of(http.scope).scope(request.cache_salt)
@@ -96,7 +100,7 @@ def _admin(service: Service) -> APIRouter:
     )
     async def cache(http: Request) -> Response:
         """In the order of their numbers, up to `limit` at a time; go on from `next_block`."""
-        _check_ready(service)
+        check_ready(service)
         query = http.query_params
         state = query.get("state", "")
         if state and state not in STATES:
@@ -120,7 +124,7 @@ def _admin(service: Service) -> APIRouter:
     @routes.get("/v1/cache/blocks/{block_id}", response_model=BlockReply, summary="One block")
     async def block(block_id: str) -> Response:
         """Its tokens and their text are only shown where no API keys are configured."""
-        _check_ready(service)
+        check_ready(service)
         number = _whole("block_id", block_id, 0, 2**31 - 1)
         detail = await service.client.cache_block(number)
         if detail is None:
@@ -140,22 +144,16 @@ def _admin(service: Service) -> APIRouter:
     async def reset(http: Request) -> Response:
         """Blocks in use stay with their requests. Needs no body."""
         _check_same_site(http)
-        _check_ready(service)
+        check_ready(service)
         return _json({"object": "cache.reset", "blocks_emptied": await service.client.reset_cache()})
 
     @routes.get("/v1/cache/events", response_class=Response, summary="The pool as it changes")
     async def events() -> Response:
         """Server-sent events for the live page: `hello`, then `pool` and `sample`."""
-        _check_ready(service)
+        check_ready(service)
         return EventFeed(service, service.feed)
 
     return routes
-
-
-def _check_ready(service: Service) -> None:
-    refusal = service.why_not_ready()
-    if refusal is not None:
-        raise refusal
 
 
 def _check_same_site(http: Request) -> None:

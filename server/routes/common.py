@@ -17,12 +17,32 @@ from server.explain import Explainer
 from server.jsonbody import read_json
 from server.prompts import Prompt
 from server.schema.chat import ChatMessage, Conversation
+from server.schema.common import WireT, parse
 from server.service import Service
 from server.tools import template_variables
+from server.unknown import check
 
 MIN_BODY_VALUES = 250_000
 EXPLAIN_HEADER = "x-quire-explain-cache"
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
+
+
+def check_ready(service: Service) -> None:
+    """Raises ApiError, 503, where nothing can be served now."""
+    refusal = service.why_not_ready()
+    if refusal is not None:
+        raise refusal
+
+
+async def read_question(service: Service, http: Request, schema: type[WireT]) -> tuple[WireT, dict[str, str]]:
+    """What is asked where nothing is generated, and the reply's header about its fields.
+
+    Raises:
+        ApiError: 503, not ready; 400, not what the schema says.
+    """
+    check_ready(service)
+    request = parse(schema, await read_body(service, http))
+    return request, check(request, strict=service.settings.strict)
 
 
 async def read_body(service: Service, http: Request) -> dict[str, Any]:

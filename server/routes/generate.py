@@ -23,7 +23,7 @@ from server.metrics import RequestMetrics
 from server.middleware.auth import tenant_of
 from server.prompts import Prompt
 from server.render import Choice, ExplainedChunks, Frames, Head
-from server.routes.common import check_model, explain_asked, explainer, read_body
+from server.routes.common import check_model, check_ready, explain_asked, explainer, read_body
 from server.schema.common import RequestT, parse
 from server.service import Service
 from server.streaming import EventStream, collect
@@ -86,9 +86,7 @@ class Api(ABC, Generic[RequestT]):
         trail = trail_of(http.scope)
         trail.api = self.name
         try:
-            refusal = self.service.why_not_ready()
-            if refusal is not None:
-                raise refusal
+            check_ready(self.service)
             request = await self.read(http)
             trail.stream = bool(request.stream)
             headers = self._check_fields(request)

@@ -15,7 +15,7 @@ from server.generation import Generation
 from server.render import Choice, Frames, Head, encode
 from server.render_messages import MessageStream, reply
 from server.render_pieces import PiecesChoice
-from server.routes.common import check_model, conversation, read_body
+from server.routes.common import check_model, conversation, read_body, read_question
 from server.routes.generate import Reports
 from server.routes.translated import TranslatedApi
 from server.schema.chat import ChatRequest
@@ -23,7 +23,6 @@ from server.schema.common import parse
 from server.schema.messages import CountTokensReply, CountTokensRequest, MessagesReply, MessagesRequest
 from server.service import Service
 from server.translate import from_messages, renamed
-from server.unknown import check
 
 NAMES = {
     "stop": "stop_sequences",
@@ -63,11 +62,7 @@ class MessagesApi(TranslatedApi):
         Raises:
             ApiError, QuireError: to be written by the app's handlers.
         """
-        refusal = self.service.why_not_ready()
-        if refusal is not None:
-            raise refusal
-        request = parse(CountTokensRequest, await read_body(self.service, http))
-        headers = check(request, strict=self.service.settings.strict)
+        request, headers = await read_question(self.service, http, CountTokensRequest)
         try:
             chat = from_messages(request, self.service.notations)
             check_model(self.service, chat.model)

@@ -15,11 +15,9 @@ from server.docs import describe_body
 from server.errors import invalid
 from server.prompts import MAX_CHARS_PER_TOKEN
 from server.render import encode
-from server.routes.common import check_model, conversation, read_body
-from server.schema.common import parse
+from server.routes.common import check_model, conversation, read_question
 from server.schema.tokens import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 from server.service import Service
-from server.unknown import check
 
 # Texts may be longer than the context, so that they can be measured.
 MAX_CHARS = 4 * 2**20
@@ -37,9 +35,7 @@ def router(service: Service) -> APIRouter:
     )
     async def tokenize(http: Request) -> Response:
         """Also of one that is longer than the context."""
-        _check_ready(service)
-        request = parse(TokenizeRequest, await read_body(service, http))
-        headers = check(request, strict=service.settings.strict)
+        request, headers = await read_question(service, http, TokenizeRequest)
         check_model(service, request.model)
         ids = await _ids(service, request)
         strings = bool(request.return_token_strs)
@@ -55,9 +51,7 @@ def router(service: Service) -> APIRouter:
     )
     async def detokenize(http: Request) -> Response:
         """Special tokens are part of the text."""
-        _check_ready(service)
-        request = parse(DetokenizeRequest, await read_body(service, http))
-        headers = check(request, strict=service.settings.strict)
+        request, headers = await read_question(service, http, DetokenizeRequest)
         check_model(service, request.model)
         ids = request.tokens
         _check_ids(ids, service.info.vocab_size)
@@ -100,9 +94,3 @@ def _tokenized(service: Service, ids: Sequence[int], strings: bool) -> bytes:
 def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         raise invalid(f"tokens: a token id is not in the vocabulary (0 to {vocab_size - 1}).", "tokens")
-
-
-def _check_ready(service: Service) -> None:
-    refusal = service.why_not_ready()
-    if refusal is not None:
-        raise refusal
