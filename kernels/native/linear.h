@@ -4,15 +4,17 @@
 // is one stream of memory, which is all that counts for few rows; for many rows it is cut along I into pieces that
 // stay in the L2 cache while blocks of MR rows pass by. Sums are fp32, whatever the types; each piece is summed on
 // its own, which also keeps the rounding error of long rows down. A row's result does not depend on the others.
+//
+// Where the processor multiplies floats alone, more than a few rows take another way (linear_tiles.h).
 #pragma once
 #include "buffer.h"
+#include "linear_tiles.h"
 #include "multiply.h"
 #include "ops.h"
 #include "parallel.h"
 
 namespace {
 
-constexpr int kPanel = 64;        // outputs per panel
 constexpr int kChunkRows = 96;    // rows per work item, a multiple of every MR
 constexpr int kDepth = 512;       // inputs per piece: 64 * 512 bf16 weights are 64 KB
 
@@ -94,17 +96,44 @@ void linear_item(const LinearArgs& a, int64_t row, int rows, int64_t first_panel
   }
 }
 
+// The same with tiles, for rows that were put in order.
+template <class T>
+void linear_tiles_item(const LinearArgs& a, const float* ordered, int mr, int64_t row, int rows, int64_t first_panel,
+                       int64_t end_panel) {
+  for (int64_t panel = first_panel; panel < end_panel; panel++) {
+    alignas(64) float sums[kChunkRows * kPanel];
+    memset(sums, 0, rows * kPanel * sizeof(float));
+    for (int64_t k = 0; k < a.inputs; k += kTileDepth) {
+      int depth = a.inputs - k < kTileDepth ? (int)(a.inputs - k) : kTileDepth;
+      tile_panel(ordered + row * a.inputs, a.inputs, k, (const T*)a.packed + (panel * a.inputs + k) * kPanel, depth, mr,
+                 rows, sums);
+    }
+    store_panel<T>(a, sums, row, rows, panel * kPanel);
+  }
+}
+
 // Items are row chunks times groups of panels, handed out as threads become free.
 template <class M> void linear_of(const LinearArgs& a) {
-  int64_t panels = (a.outputs + kPanel - 1) / kPanel, chunks = (a.rows + kChunkRows - 1) / kChunkRows;
+  typedef typename M::Stored T;
+  static thread_local Buffer<float> buffer;
+  const float* ordered = nullptr;
+  int mr = tile_height(a.rows), chunk_rows = kChunkRows / mr * mr;
+  if (sizeof(typename M::Left) == sizeof(float) && a.rows > kFewRows) {
+    buffer.reserve(a.rows * a.inputs);
+    order_rows((const T*)a.x_TI, a.x_stride, a.rows, a.inputs, mr, buffer.data);
+    ordered = buffer.data;
+  }
+  int64_t panels = (a.outputs + kPanel - 1) / kPanel, chunks = (a.rows + chunk_rows - 1) / chunk_rows;
   int64_t group = panels * chunks / (quire_threads() * 8);
   group = group < 1 ? 1 : group > 16 ? 16 : group;
   int64_t groups = (panels + group - 1) / group;
   bool tiny = a.inputs * a.outputs * a.rows < 65536;
   for_each_item(groups * chunks, tiny ? 1 : quire_threads(), [&](int64_t item) {
-    int64_t row = item / groups * kChunkRows, panel = item % groups * group;
-    int rows = a.rows - row < kChunkRows ? (int)(a.rows - row) : kChunkRows;
-    linear_item<M>(a, row, rows, panel, panel + group < panels ? panel + group : panels);
+    int64_t row = item / groups * chunk_rows, panel = item % groups * group;
+    int64_t end = panel + group < panels ? panel + group : panels;
+    int rows = a.rows - row < chunk_rows ? (int)(a.rows - row) : chunk_rows;
+    if (ordered) linear_tiles_item<T>(a, ordered, mr, row, rows, panel, end);
+    else linear_item<M>(a, row, rows, panel, end);
   });
 }
 
