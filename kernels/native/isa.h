@@ -3,8 +3,9 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "linear_quantized.h"
 #include "ops.h"
 #include "sample.h"
 #include "write_kv.h"
 
-#define QUIRE_OPS {paged_attention, write_kv, rms_norm, rotary, gate_mul, linear, sample, penalize, mask_tokens, logprobs, pack_linear}
+#define QUIRE_OPS {paged_attention, write_kv, rms_norm, rotary, gate_mul, linear, sample, penalize, mask_tokens, logprobs, pack_linear, linear_quantized}

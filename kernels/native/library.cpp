@@ -5,6 +5,7 @@
 
 #include "ops.h"
 #include "parallel.h"
+#include "quantized_panel.h"
 
 namespace {
 
@@ -22,7 +23,8 @@ Level g_levels[] = {
     {"AVX512", &ops_avx512,
      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq")},
-    {"AVX512-BF16", &ops_avx512_bf16, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16")},
+    {"AVX512-BF16", &ops_avx512_bf16, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512vnni")},
 #endif
 };
 constexpr int kLevels = sizeof g_levels / sizeof g_levels[0];
@@ -106,6 +108,17 @@ EXPORT void quire_pack_linear(int dtype, const void* weight_OI, void* packed, in
 EXPORT void quire_linear(int dtype, const void* x_TI, const void* packed, const void* bias_O, void* y_TO, int64_t rows,
                          int64_t inputs, int64_t outputs, int64_t x_stride) {
   ops().linear(dtype, {x_TI, packed, bias_O, y_TO, rows, inputs, outputs, x_stride});
+}
+
+// `value_OI` int8, one value a byte; `packed` has room for round_up(outputs, 64) * inputs values of `bits` bits.
+EXPORT void quire_pack_quantized(int bits, const int8_t* value_OI, uint32_t* packed, int64_t outputs, int64_t inputs) {
+  pack_quantized(bits, value_OI, packed, outputs, inputs);
+}
+
+EXPORT void quire_linear_quantized(int dtype, const void* x_TI, const uint32_t* packed, const float* scale,
+                                   const int8_t* zero, const void* bias_O, void* y_TO, int64_t rows, int64_t inputs,
+                                   int64_t outputs, int64_t x_stride, int64_t group, int bits) {
+  ops().linear_quantized(dtype, {x_TI, packed, scale, zero, bias_O, y_TO, rows, inputs, outputs, x_stride, group, bits});
 }
 
 EXPORT void quire_sample(const float* logits_SV, const float* temperature_S, const int32_t* top_k_S,

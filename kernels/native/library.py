@@ -30,6 +30,8 @@ _SIGNATURES = {
     "quire_gate_mul": "iippll",
     "quire_pack_linear": "ippll",
     "quire_linear": "ipppp" + "llll",
+    "quire_pack_quantized": "ippll",
+    "quire_linear_quantized": "ipppppp" + "lllll" + "i",
     "quire_sample": "pppppppp" + "ll" + "ii",
     "quire_penalize": "ppppppp" + "ll",
     "quire_mask_tokens": "ppplll",

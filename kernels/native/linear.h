@@ -53,8 +53,8 @@ INLINE void panel_rows(const typename M::Left* x, int64_t x_stride, const typena
   }
 }
 
-template <class T>
-void store_panel(const LinearArgs& a, const float* sums, int64_t row, int rows, int64_t output) {
+template <class T, class Args>
+void store_panel(const Args& a, const float* sums, int64_t row, int rows, int64_t output) {
   int64_t width = a.outputs - output < kPanel ? a.outputs - output : kPanel;
   const T* bias = (const T*)a.bias_O + output;
   for (int r = 0; r < rows; r++)
@@ -112,26 +112,33 @@ void linear_tiles_item(const LinearArgs& a, const float* ordered, int mr, int64_
   }
 }
 
-// Items are row chunks times groups of panels, handed out as threads become free.
+// Calls f(row, rows, panel, end_panel) for pieces of the result: row chunks times groups of panels, handed out as
+// threads become free. Rows come in chunks of whole blocks of mr.
+template <class F>
+void for_each_panel_group(int64_t all_rows, int64_t inputs, int64_t outputs, int mr, const F& f) {
+  int64_t chunk_rows = kChunkRows / mr * mr, chunks = (all_rows + chunk_rows - 1) / chunk_rows;
+  int64_t panels = (outputs + kPanel - 1) / kPanel, group = panels * chunks / (quire_threads() * 8);
+  group = group < 1 ? 1 : group > 16 ? 16 : group;
+  int64_t groups = (panels + group - 1) / group;
+  bool tiny = inputs * outputs * all_rows < 65536;
+  for_each_item(groups * chunks, tiny ? 1 : quire_threads(), [&](int64_t item) {
+    int64_t row = item / groups * chunk_rows, panel = item % groups * group;
+    int rows = all_rows - row < chunk_rows ? (int)(all_rows - row) : (int)chunk_rows;
+    f(row, rows, panel, panel + group < panels ? panel + group : panels);
+  });
+}
+
 template <class M> void linear_of(const LinearArgs& a) {
   typedef typename M::Stored T;
   static thread_local Buffer<float> buffer;
   const float* ordered = nullptr;
-  int mr = tile_height(a.rows), chunk_rows = kChunkRows / mr * mr;
+  int mr = tile_height(a.rows);
   if (sizeof(typename M::Left) == sizeof(float) && a.rows > kFewRows) {
     buffer.reserve(a.rows * a.inputs);
     order_rows((const T*)a.x_TI, a.x_stride, a.rows, a.inputs, mr, buffer.data);
     ordered = buffer.data;
   }
-  int64_t panels = (a.outputs + kPanel - 1) / kPanel, chunks = (a.rows + chunk_rows - 1) / chunk_rows;
-  int64_t group = panels * chunks / (quire_threads() * 8);
-  group = group < 1 ? 1 : group > 16 ? 16 : group;
-  int64_t groups = (panels + group - 1) / group;
-  bool tiny = a.inputs * a.outputs * a.rows < 65536;
-  for_each_item(groups * chunks, tiny ? 1 : quire_threads(), [&](int64_t item) {
-    int64_t row = item / groups * chunk_rows, panel = item % groups * group;
-    int64_t end = panel + group < panels ? panel + group : panels;
-    int rows = a.rows - row < chunk_rows ? (int)(a.rows - row) : chunk_rows;
+  for_each_panel_group(a.rows, a.inputs, a.outputs, mr, [&](int64_t row, int rows, int64_t panel, int64_t end) {
     if (ordered) linear_tiles_item<T>(a, ordered, mr, row, rows, panel, end);
     else linear_item<M>(a, row, rows, panel, end);
   });

@@ -25,6 +25,19 @@ struct LinearArgs {
   int64_t rows, inputs, outputs, x_stride;
 };
 
+// The same for a weight of integers. scale and zero are [panels, groups, 64]; zero may be null; a group is `group`
+// inputs. bits: 8 (signed) or 4 (0 to 15, standing for -8 to 7).
+struct QuantizedArgs {
+  const void* x_TI;
+  const uint32_t* packed;
+  const float* scale;
+  const int8_t* zero;
+  const void* bias_O;
+  void* y_TO;
+  int64_t rows, inputs, outputs, x_stride, group;
+  int bits;
+};
+
 struct SampleArgs {
   const float* logits_SV;
   const float* temperature_S;
@@ -78,6 +91,7 @@ struct Ops {
   void (*mask_tokens)(const MaskTokensArgs& args);
   void (*logprobs)(const LogprobsArgs& args);
   void (*pack_linear)(int dtype, const void* weight_OI, void* packed, int64_t outputs, int64_t inputs);
+  void (*linear_quantized)(int dtype, const QuantizedArgs& args);
 };
 
 extern const Ops ops_generic, ops_avx2, ops_avx512, ops_avx512_bf16;
