@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kernels.copy_blocks import cpu as _copy_blocks_cpu
-from kernels.linear.linear import PackedLinear, linear, pack_linear
+from kernels.linear.linear import linear, pack_linear
+from kernels.linear.quantized import dequantize, pack_quantized, quantize
 from kernels.logprobs import cpu as _logprobs_cpu
 from kernels.mask_tokens import cpu as _mask_tokens_cpu
 from kernels.native.library import leave_torch_one_thread
@@ -25,23 +26,27 @@ from kernels.rms_norm import cpu as _rms_norm_cpu
 from kernels.rotary import cpu as _rotary_cpu
 from kernels.sample import cpu as _sample_cpu
 from kernels.silu_mul import cpu as _silu_mul_cpu
-from kernels.types import AttentionBatch, PenaltyParams, SampleParams
+from kernels.types import AttentionBatch, PackedLinear, PenaltyParams, QuantizedWeight, SampleParams
 from kernels.write_kv import cpu as _write_kv_cpu
 
 __all__ = [
     "AttentionBatch",
     "PackedLinear",
     "PenaltyParams",
+    "QuantizedWeight",
     "SampleParams",
     "backend_name",
     "copy_blocks",
+    "dequantize",
     "leave_torch_one_thread",
     "linear",
     "logprobs",
     "mask_tokens",
     "pack_linear",
+    "pack_quantized",
     "paged_attention",
     "penalize",
+    "quantize",
     "rms_norm",
     "rotary",
     "sample",

@@ -6,7 +6,9 @@ Shapes are in `kernels/README.md`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 
@@ -73,3 +75,70 @@ class PenaltyParams:
     presence_S: Tensor
     frequency_S: Tensor
     repetition_S: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A linear's weight in 8 or 4 bit integers, before a backend packs it.
+
+    `weight[o, order[j]] = (value[o, j] - zero[o, g]) * scale[o, g]`, with `g = j // (I / G)`.
+
+    Attributes:
+        bits: 8 or 4: values are -128 to 127, or -8 to 7.
+        value_OI: int8, one value per byte whatever the bits.
+        scale_OG: fp32; G groups along the inputs, 1 is per channel.
+        zero_OG: int8; None where all are zero.
+        order_I: int64, the input that column j holds (GPTQ's act-order); None where it is j.
+
+    Raises:
+        ValueError: shapes or dtypes that contradict each other.
+    """
+
+    bits: int
+    value_OI: Tensor
+    scale_OG: Tensor
+    zero_OG: Tensor | None = None
+    order_I: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        outputs, inputs = self.value_OI.shape
+        groups = self.scale_OG.shape[1]
+        if self.bits not in (4, 8) or self.value_OI.dtype != torch.int8:
+            raise ValueError(f"values must be int8 of 4 or 8 bits, got {self.value_OI.dtype} of {self.bits}")
+        if self.scale_OG.shape[0] != outputs or groups == 0 or inputs % groups:
+            raise ValueError(f"scales {tuple(self.scale_OG.shape)} do not fit a weight [{outputs}, {inputs}]")
+        if self.scale_OG.dtype != torch.float32:
+            raise ValueError(f"scales must be fp32, got {self.scale_OG.dtype}")
+        zero_OG, order_I = self.zero_OG, self.order_I
+        if zero_OG is not None and (zero_OG.shape != self.scale_OG.shape or zero_OG.dtype != torch.int8):
+            raise ValueError("zeros must be int8, of the scales' shape")
+        if order_I is not None and (order_I.shape != (inputs,) or order_I.dtype != torch.int64):
+            raise ValueError("the order must be int64, one entry per input")
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """A weight in the order its backend likes, and its bias.
+
+    Attributes:
+        kind: what packed it and multiplies with it (`kernels/linear/`).
+        weight: the packed elements; only the kind's own module knows their order.
+        outputs, inputs: the weight's sizes without padding.
+        bits, scale_OG, zero_OG, order_I: of a quantised weight, as in QuantizedWeight.
+    """
+
+    kind: Literal["native", "onednn", "plain", "quantized"]
+    weight: Tensor
+    bias_O: Tensor | None
+    outputs: int
+    inputs: int
+    bits: int = 0
+    scale_OG: Tensor | None = None
+    zero_OG: Tensor | None = None
+    order_I: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory it holds, that of a `plain` weight shared with its caller included."""
+        tensors = (self.weight, self.bias_O, self.scale_OG, self.zero_OG, self.order_I)
+        return sum(x.numel() * x.element_size() for x in tensors if x is not None)

@@ -1,6 +1,6 @@
 """Linear layers over a weight packed once, when it is loaded.
 
-Three ways, chosen per weight by `pack_linear`:
+Three ways, chosen per weight by `pack_linear`; quantised weights are packed and multiplied in `quantized.py`:
 - `native`: panels of 64 outputs for the CPU library (`kernels/native/linear.h`), any dtype.
 - `onednn`: torch's own packed format. Without the library, and for bf16 on processors with AMX, which the
   library does not use.
@@ -12,46 +12,32 @@ fly; without it the weight is packed as fp32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.linear.quantized import linear_quantized
 from kernels.native.library import DTYPE_CODE, library
+from kernels.types import PackedLinear
 
 _PANEL = 64
-
-
-@dataclass(frozen=True, slots=True)
-class PackedLinear:
-    """A weight in the order its backend likes, and its bias.
-
-    Attributes:
-        weight: the packed elements; only this module knows their order.
-        outputs: how many outputs there are without padding.
-    """
-
-    kind: Literal["native", "onednn", "plain"]
-    weight: Tensor
-    bias_O: Tensor | None
-    outputs: int
 
 
 def pack_linear(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
     """Packs a weight. On a CPU the result is a copy: the caller may keep the original or drop it."""
     kind = _kind(weight_OI)
-    outputs = weight_OI.shape[0]
+    outputs, inputs = weight_OI.shape
     if kind == "native":
-        return PackedLinear(kind, _pack_native(weight_OI.contiguous()), bias_O, outputs)
+        return PackedLinear(kind, _pack_native(weight_OI.contiguous()), bias_O, outputs, inputs)
     if kind == "onednn":
         wide = weight_OI.float() if weight_OI.dtype == torch.float16 else weight_OI
         bias_O = bias_O.to(wide.dtype) if bias_O is not None else None
         # The hint tunes the order for that many rows; any number of rows is right with it.
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(wide.contiguous(), 16)
-        return PackedLinear(kind, packed, bias_O, outputs)
-    return PackedLinear(kind, weight_OI, bias_O, outputs)
+        return PackedLinear(kind, packed, bias_O, outputs, inputs)
+    return PackedLinear(kind, weight_OI, bias_O, outputs, inputs)
 
 
 def linear(x_TI: Tensor, packed: PackedLinear) -> Tensor:
@@ -64,6 +50,8 @@ def linear(x_TI: Tensor, packed: PackedLinear) -> Tensor:
             wide_TI, packed.weight, packed.bias_O, "none", [], ""
         )
         return y_TO.to(x_TI.dtype)
+    if packed.kind == "quantized":
+        return linear_quantized(x_TI, packed)
     return F.linear(x_TI, packed.weight, packed.bias_O)
 
 

@@ -1,0 +1,126 @@
+"""Weights in 8 or 4 bit integers: choosing them, undoing it, and a product in plain torch.
+
+The product turns a few rows of the weight back into floats at a time: as exact as those, small, and slow.
+It is what runs without the native library.
+
+Shapes: `O` outputs, `I` inputs, `G` groups along the inputs, `J` inputs of one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.types import PackedLinear, QuantizedWeight
+
+_CHUNK = 1 << 20  # elements in floats at a time
+_TINY = 1e-30  # keeps a scale of all-zero weights from dividing by zero
+
+
+def quantize(weight_OI: Tensor, bits: int, group_size: int) -> QuantizedWeight:
+    """Rounds a weight to integers, symmetric around zero.
+
+    8 bits use -127 to 127. 4 bits use -8 to 7, with a scale whose sign lets the largest weight of a group be
+    -8, then fitted to the rounded values by least squares.
+
+    Args:
+        bits: 8 or 4.
+        group_size: inputs that share a scale; 0 is all of an output's.
+    """
+    outputs, inputs = weight_OI.shape
+    size = group_size or inputs
+    if bits not in (4, 8) or inputs % size:
+        raise ValueError(f"{bits} bits in groups of {size} do not fit {inputs} inputs")
+    value_OI = torch.empty(outputs, inputs, dtype=torch.int8, device=weight_OI.device)
+    scale_OG = torch.empty(outputs, inputs // size, dtype=torch.float32, device=weight_OI.device)
+    choose = _choose_int8 if bits == 8 else _choose_int4
+    for rows in _row_chunks(outputs, inputs):
+        weight_OGJ = weight_OI[rows].float().view(-1, inputs // size, size)
+        value_OGJ, scale_OG[rows] = choose(weight_OGJ)
+        value_OI[rows] = value_OGJ.flatten(1)
+    return QuantizedWeight(bits, value_OI, scale_OG)
+
+
+def dequantize(w: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """The weight `[O, I]` that the integers stand for, its inputs in their own order."""
+    weight_OI = torch.empty(w.value_OI.shape, dtype=dtype, device=w.value_OI.device)
+    for rows in _row_chunks(*w.value_OI.shape):
+        zero_OG = None if w.zero_OG is None else w.zero_OG[rows]
+        part_OI = _floats(w.value_OI[rows], w.scale_OG[rows], zero_OG).to(dtype)
+        if w.order_I is None:
+            weight_OI[rows] = part_OI
+        else:
+            weight_OI[rows, w.order_I] = part_OI
+    return weight_OI
+
+
+def pack_quantized(w: QuantizedWeight, bias_O: Tensor | None, dtype: torch.dtype) -> PackedLinear:
+    """Packs a quantised weight for inputs of `dtype`. The caller may drop the original."""
+    outputs, inputs = w.value_OI.shape
+    values = _pack_nibbles(w.value_OI) if w.bits == 4 else w.value_OI
+    return PackedLinear(
+        "quantized", values, bias_O, outputs, inputs, w.bits, w.scale_OG, w.zero_OG, w.order_I
+    )
+
+
+def linear_quantized(x_TI: Tensor, packed: PackedLinear) -> Tensor:
+    """`x @ weight.T + bias` for weights of kind `quantized`."""
+    assert packed.scale_OG is not None
+    if packed.order_I is not None:
+        x_TI = x_TI[:, packed.order_I]
+    # fp16 products are slow on a CPU (linear.py).
+    dtype = torch.float32 if x_TI.dtype == torch.float16 and not x_TI.is_cuda else x_TI.dtype
+    wide_TI = x_TI.to(dtype)
+    y_TO = x_TI.new_empty((x_TI.shape[0], packed.outputs))
+    for rows in _row_chunks(packed.outputs, packed.inputs):
+        values = packed.weight[rows]
+        value_OI = _unpack_nibbles(values, packed.inputs) if packed.bits == 4 else values
+        zero_OG = None if packed.zero_OG is None else packed.zero_OG[rows]
+        weight_OI = _floats(value_OI, packed.scale_OG[rows], zero_OG).to(dtype)
+        bias_O = None if packed.bias_O is None else packed.bias_O[rows].to(dtype)
+        y_TO[:, rows] = F.linear(wide_TI, weight_OI, bias_O)
+    return y_TO
+
+
+def _row_chunks(outputs: int, inputs: int) -> Iterator[slice]:
+    step = max(1, _CHUNK // max(1, inputs))
+    return (slice(at, min(at + step, outputs)) for at in range(0, outputs, step))
+
+
+def _choose_int8(weight_OGJ: Tensor) -> tuple[Tensor, Tensor]:
+    scale_OG = weight_OGJ.abs().amax(-1).clamp_(min=_TINY).div_(127)
+    value_OGJ = (weight_OGJ / scale_OG.unsqueeze(-1)).round_()
+    return value_OGJ.to(torch.int8), scale_OG
+
+
+def _choose_int4(weight_OGJ: Tensor) -> tuple[Tensor, Tensor]:
+    high_OG, low_OG = weight_OGJ.amax(-1), weight_OGJ.amin(-1)
+    largest_OG = torch.where(high_OG > -low_OG, high_OG, low_OG)
+    scale_OG = torch.where(largest_OG.abs() < _TINY, _TINY, largest_OG / -8)
+    value_OGJ = (weight_OGJ / scale_OG.unsqueeze(-1)).round_().clamp_(-8, 7)
+    fitted_OG = (weight_OGJ * value_OGJ).sum(-1) / value_OGJ.square().sum(-1).clamp_(min=1)
+    return value_OGJ.to(torch.int8), torch.where(fitted_OG == 0, scale_OG, fitted_OG)
+
+
+def _floats(value_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor | None) -> Tensor:
+    """fp32 `[O, I]`, columns as stored."""
+    value_OGJ = value_OI.float().view(*scale_OG.shape, -1)
+    if zero_OG is not None:
+        value_OGJ -= zero_OG.unsqueeze(-1)
+    return (value_OGJ * scale_OG.unsqueeze(-1)).flatten(1)
+
+
+def _pack_nibbles(value_OI: Tensor) -> Tensor:
+    """Two neighbours per byte, the first in the low half; an odd last column is followed by zero."""
+    if value_OI.shape[1] % 2:
+        value_OI = F.pad(value_OI, (0, 1))
+    return (value_OI[:, ::2] & 15) | (value_OI[:, 1::2] << 4)
+
+
+def _unpack_nibbles(packed: Tensor, inputs: int) -> Tensor:
+    # Shifting up and down again extends the sign.
+    pairs = torch.stack(((packed << 4) >> 4, packed >> 4), dim=-1)
+    return pairs.flatten(1)[:, :inputs]
