@@ -10,15 +10,17 @@ from pathlib import PurePath
 
 import torch
 
-from engine.config import EngineConfig, EngineOptions, ModelFacts, resolve
+from engine.config import EngineConfig, EngineOptions, ModelFacts, Quantization, resolve
 from engine.core import EngineCore
+from engine.errors import ConfigError
 from engine.exec import device as devices
 from engine.exec.executor import LocalExecutor
 from engine.exec.kv_store import KVStore
 from engine.exec.rows import Rows
 from engine.model import checkpoint as checkpoints
 from engine.model import loader
-from engine.model.checkpoint import Checkpoint
+from engine.model.checkpoint import LOADABLE, Checkpoint
+from engine.model.quant import holding
 from engine.plan import RowStart, SequencePlan, StepPlan
 from engine.sample.grammar import CompiledGrammars
 from engine.sample.sampler import Sampler
@@ -42,7 +44,10 @@ def build(options: EngineOptions, progress: Progress | None = None) -> tuple[Eng
     """
     device = devices.choose(options.device)
     checkpoint = checkpoints.inspect(options.model)
-    facts = model_facts(checkpoint, device)
+    quantization = _quantization(options)
+    facts = model_facts(checkpoint, device, quantization)
+    if facts.integer_bytes and device.type != "cpu":
+        raise ConfigError("Weights in integers are served on the CPU alone as yet: use --device cpu.")
     config = resolve(options, facts, devices.measure(device))
     grammars = build_grammars(config, checkpoint)
     executor = build_executor(config, checkpoint, device, progress)
@@ -50,24 +55,40 @@ def build(options: EngineOptions, progress: Progress | None = None) -> tuple[Eng
     return EngineCore(config, executor, grammars=grammars), engine_info(config, checkpoint, facts, device)
 
 
-def model_facts(checkpoint: Checkpoint, device: torch.device) -> ModelFacts:
+def _quantization(options: EngineOptions) -> Quantization | None:
+    if options.quantization is None:
+        return None
+    try:
+        return Quantization.parse(options.quantization)
+    except ValueError as error:
+        raise ConfigError(f"--quantization {options.quantization}: {error}.") from None
+
+
+def model_facts(
+    checkpoint: Checkpoint, device: torch.device, quantization: Quantization | None = None
+) -> ModelFacts:
     """What `resolve` needs to know of a checkpoint on this device."""
     spec = checkpoint.spec
-    parameters = checkpoint.num_parameters
-    if spec.tied_embeddings and device.type == "cpu":
+    parameters, integer_bytes = holding.memory(checkpoint.slots, checkpoint.stored, quantization)
+    if spec.tied_embeddings and quantization is not None:
+        head = holding.rounding("lm_head", spec.hidden_size, quantization)
+        integer_bytes += head.num_bytes(spec.vocab_size, spec.hidden_size)
+    elif spec.tied_embeddings and device.type == "cpu":
         parameters += spec.vocab_size * spec.hidden_size  # packed for the output, in rows for the look-up
-    stored = [tensor.dtype for tensor in checkpoint.tensors.values()]
+    dtypes = [tensor.dtype for tensor in checkpoint.tensors.values() if tensor.dtype in LOADABLE]
     return ModelFacts(
         path=str(checkpoint.path),
         name=PurePath(checkpoint.name).name or checkpoint.name,
         vocab_size=spec.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         max_positions=spec.max_positions,
-        checkpoint_dtype=_STORED.get(max(set(stored), key=stored.count), "float32"),
+        checkpoint_dtype=_STORED.get(max(set(dtypes), key=dtypes.count), "float32"),
         num_parameters=parameters,
         kv_elements_per_token=2 * spec.num_layers * spec.num_kv_heads * spec.head_dim,
         hidden_size=spec.hidden_size,
         intermediate_size=spec.mlp_size,
+        integer_bytes=integer_bytes,
+        quantization=quantization,
     )
 
 
@@ -80,6 +101,7 @@ def build_executor(
     model = loader.load(
         checkpoint,
         dtype=config.model.dtype,
+        quantization=config.model.quantization,
         device=device,
         max_model_len=config.model.max_model_len,
         progress=progress,
@@ -124,7 +146,6 @@ def engine_info(
     config: EngineConfig, checkpoint: Checkpoint, facts: ModelFacts, device: torch.device
 ) -> EngineInfo:
     cache, scheduler = config.cache, config.scheduler
-    element_bytes = torch.finfo(getattr(torch, config.model.dtype)).bits // 8
     return EngineInfo(
         model=config.model.name,
         architecture=checkpoint.architecture,
@@ -136,7 +157,7 @@ def engine_info(
         eos_token_ids=config.model.eos_token_ids,
         block_size=cache.block_size,
         num_blocks=cache.num_blocks,
-        weight_bytes=facts.num_parameters * element_bytes,
+        weight_bytes=facts.weight_bytes(config.model.dtype),
         kv_bytes=cache.num_blocks * cache.bytes_per_block,
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
@@ -144,4 +165,15 @@ def engine_info(
         prefix_caching=cache.prefix_caching,
         largest_request_tokens=min((cache.num_blocks - 1) * cache.block_size, config.model.max_model_len),
         reasons=config.reasons,
+        quantization=_held(checkpoint, config.model.quantization),
     )
+
+
+def _held(checkpoint: Checkpoint, asked: Quantization | None) -> str:
+    """How weights are held in integers, for the start-up report."""
+    found = [weight for weight in checkpoint.stored.values() if not weight.is_float]
+    bits = sorted({weight.value.bits for weight in found})
+    parts = [f"{checkpoint.format} int{' and int'.join(map(str, bits))}"] if bits else []
+    if asked is not None:
+        parts.append(f"{asked} of {'the others' if bits else 'all linears'}")
+    return ", ".join(parts)

@@ -7,7 +7,9 @@ files, no environment and no device.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from engine.errors import ConfigError, MemoryPlanError
 
@@ -18,12 +20,42 @@ DEFAULT_BLOCK_SIZE = {"cpu": 32, "cuda": 64}
 
 
 @dataclass(frozen=True, slots=True)
+class Quantization:
+    """Weights in integers: "int8", "int4" and, with groups other than their own, "int8-g128" or "int4-g64".
+
+    Attributes:
+        group_size: inputs that share a scale; 0 is all of an output's.
+    """
+
+    GROUP_SIZES: ClassVar[tuple[int, ...]] = (32, 64, 128)
+    _DEFAULT_SIZE: ClassVar[dict[int, int]] = {8: 0, 4: 32}
+
+    bits: int
+    group_size: int
+
+    @classmethod
+    def parse(cls, text: str) -> Quantization:
+        """Raises ValueError."""
+        match = re.fullmatch(r"int(4|8)(?:-g(\d{1,4}))?", text.strip().lower())
+        sizes = ", ".join(map(str, cls.GROUP_SIZES))
+        if match is None or (match[2] and int(match[2]) not in cls.GROUP_SIZES):
+            raise ValueError(f"expected int8 or int4, or these with groups of {sizes}, such as int4-g64")
+        bits = int(match[1])
+        return cls(bits, int(match[2]) if match[2] else cls._DEFAULT_SIZE[bits])
+
+    def __str__(self) -> str:
+        group = "" if self.group_size == self._DEFAULT_SIZE[self.bits] else f"-g{self.group_size}"
+        return f"int{self.bits}{group}"
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOptions:
     """What the user asked. None means "choose for me"."""
 
     model: str
     served_model_name: str | None = None
     dtype: str = "auto"
+    quantization: str | None = None
     device: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None
@@ -47,6 +79,7 @@ class ModelConfig:
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    quantization: Quantization | None = None  # what linears are rounded to that do not come in integers
     seed: int | None = None  # draws the seeds of requests that bring none; None: unpredictably
 
 
@@ -99,8 +132,10 @@ class ModelFacts:
 
     Attributes:
         checkpoint_dtype: the type the weights are stored in, mostly.
-        num_parameters: elements that will be held, tied embeddings counted as they will be stored.
+        num_parameters: elements held in the compute dtype, tied embeddings counted as they will be stored.
         kv_elements_per_token: 2 * layers * kv heads * head dim.
+        integer_bytes: weights held in integers, whatever the compute dtype, their scales included.
+        quantization: what linears are rounded to as they are loaded.
     """
 
     path: str
@@ -113,6 +148,11 @@ class ModelFacts:
     kv_elements_per_token: int
     hidden_size: int
     intermediate_size: int
+    integer_bytes: int = 0
+    quantization: Quantization | None = None
+
+    def weight_bytes(self, dtype: str) -> int:
+        return self.num_parameters * DTYPE_BYTES[dtype] + self.integer_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +187,7 @@ class _Resolver:
 
     def resolve(self) -> EngineConfig:
         dtype = self._dtype()
-        weight_bytes = self.model.num_parameters * DTYPE_BYTES[dtype]
+        weight_bytes = self.model.weight_bytes(dtype)
         seqs, batched = self._step_limits()
         block_size = self._block_size()
         block_bytes = self.model.kv_elements_per_token * DTYPE_BYTES[dtype] * block_size
@@ -167,6 +207,7 @@ class _Resolver:
                 max_model_len=max_len,
                 vocab_size=self.model.vocab_size,
                 eos_token_ids=self.model.eos_token_ids,
+                quantization=self.model.quantization,
                 seed=self.options.seed,
             ),
             cache=CacheConfig(block_size, num_blocks, block_bytes, self.options.prefix_caching),
@@ -236,8 +277,8 @@ class _Resolver:
             raise MemoryPlanError(
                 f"{self.model.name} needs {_gib(weights)} for weights and {_gib(activations)} to compute, "
                 f"but {self.machine.name} offers {_gib(self._available_bytes())} "
-                f"of its {_gib(self.machine.total_bytes)}. Choose a smaller model or --dtype, "
-                "or free memory."
+                f"of its {_gib(self.machine.total_bytes)}. Choose a smaller model, --dtype "
+                "or --quantization, or free memory."
             )
         if asked is not None:
             if not least <= asked <= available:

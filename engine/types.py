@@ -219,6 +219,7 @@ class EngineInfo:
     """What the engine decided at start-up. Constant for one engine process.
 
     Attributes:
+        quantization: how weights are held in integers, for people; empty where none are.
         largest_request_tokens: prompt + output that the whole KV pool can hold.
         reasons: (setting, value, why) for each automatic value, in the order to print.
     """
@@ -241,6 +242,7 @@ class EngineInfo:
     prefix_caching: bool
     largest_request_tokens: int
     reasons: tuple[tuple[str, str, str], ...] = ()
+    quantization: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,9 +72,10 @@ def lines(info: EngineInfo, settings: ServerSettings, url: str) -> list[str]:
     tokens = blocks * info.block_size
     sharing = "prefix caching on" if info.prefix_caching else "prefix caching off"
     fits = min(info.largest_request_tokens, info.max_model_len)
+    held = f", {info.quantization}" if info.quantization else ""
     report = [
         f"model     {settings.model_name}: {info.architecture}, {info.dtype}, on {_device(info)}",
-        f"weights   {size(info.weight_bytes)}",
+        f"weights   {size(info.weight_bytes)}{held}",
         f"KV pool   {size(info.kv_bytes)}: {blocks} blocks of {info.block_size} tokens = {tokens} tokens, "
         f"{sharing}",
         f"requests  up to {fits} tokens each (prompt + output), {info.max_num_seqs} at a time, "

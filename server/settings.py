@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
-from engine.config import EngineOptions
+from engine.config import EngineOptions, Quantization
 from server import tenants
 from server.parsing.chosen import REASONING_CHOICES, TOOL_CHOICES
 from server.tenants import TenantKeys, Tenants
@@ -138,6 +138,10 @@ def _choice(*values: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _quantization(text: str) -> str:
+    return str(Quantization.parse(text))
 
 
 def _text(text: str) -> str:
@@ -337,6 +341,14 @@ ENGINE_FLAGS = (
         _choice("auto", "bfloat16", "float16", "float32"),
         "TYPE",
         "auto, bfloat16, float16 or float32 (default: auto)",
+    ),
+    Flag(
+        "quantization",
+        "quantization",
+        _quantization,
+        "TYPE",
+        "hold weights in int8 or int4, with one scale per int8 output or 32 int4 inputs, or in groups: "
+        "int8-g128, int4-g64 ... (default: as the checkpoint has them)",
     ),
     Flag("device", "device", _choice("auto", "cpu", "cuda"), "DEVICE", "auto, cpu or cuda (default: auto)"),
     Flag(

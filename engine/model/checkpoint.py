@@ -7,24 +7,26 @@ files and names, not tensors. What is wrong is said in one line that names the f
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.config import DTYPE_BYTES, Quantization
 from engine.errors import ModelError
 from engine.hub import find_folder
 from engine.model.arch import ArchSpec
 from engine.model.family import Family
 from engine.model.headers import TensorInfo, read_header
 from engine.model.hf_config import HFConfig
+from engine.model.quant import holding
+from engine.model.quant.formats import read_format
+from engine.model.quant.stored import Format, StoredWeight
 from engine.model.registry import find_family
 from engine.model.weights import Slot, WeightNames, model_slots
 
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 64 << 20
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 LOADABLE = ("BF16", "F16", "F32", "F64")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Tables that old checkpoints saved and every engine computes itself.
@@ -39,7 +41,9 @@ class Checkpoint:
         path: the local folder.
         name: the folder or hub id as it was asked for.
         tensors: every tensor in the files, by its name on disk.
-        slots: the model's tensors, each with the names it is read from; all are in `tensors`.
+        slots: the model's tensors, each with the names of its parts; those are in `tensors` or `stored`.
+        stored: by the name of the part, the weights that come quantised, all of their tensors checked.
+        format: the name of the format of those; empty where there are none.
         unused: names in the files that nothing reads and that are not known to be harmless.
         dtype: what the config says the weights were trained in, or None.
         eos_token_ids: end-of-turn tokens, of generation_config.json or else config.json.
@@ -53,17 +57,20 @@ class Checkpoint:
     generation_config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     slots: tuple[Slot, ...]
+    stored: Mapping[str, StoredWeight]
+    format: str
     unused: tuple[str, ...]
     dtype: str | None
     eos_token_ids: tuple[int, ...]
 
-    @property
-    def num_parameters(self) -> int:
-        return sum(math.prod(part.shape) for slot in self.slots for part in slot.all_parts)
+    def weight_bytes(self, dtype: str, quantization: Quantization | None = None) -> int:
+        """Memory of the weights when loaded as "bfloat16", "float16" or "float32".
 
-    def weight_bytes(self, dtype: str) -> int:
-        """Memory of the weights when loaded as "bfloat16", "float16" or "float32"."""
-        return self.num_parameters * DTYPE_BYTES[dtype]
+        Args:
+            quantization: what linears are rounded to that are not `stored` in integers.
+        """
+        elements, integer_bytes = holding.memory(self.slots, self.stored, quantization)
+        return elements * DTYPE_BYTES[dtype] + integer_bytes
 
 
 def inspect(model: str) -> Checkpoint:
@@ -79,9 +86,12 @@ def inspect(model: str) -> Checkpoint:
     config = read_json(folder / "config.json")
     architecture, family = _family(config)
     spec = family.read(HFConfig(_with_outer_keys(config)))
+    format = read_format(config)
     folder = find_folder(model, weights=True)
     tensors = _read_tensors(folder)
     slots = _find_slots(spec, family.names, tensors)
+    stored = _find_stored(format, slots, tensors) if format else {}
+    _check_floats(slots, stored, tensors)
     generation = read_json(folder / "generation_config.json", optional=True)
     return Checkpoint(
         path=folder,
@@ -92,7 +102,9 @@ def inspect(model: str) -> Checkpoint:
         generation_config=generation,
         tensors=tensors,
         slots=slots,
-        unused=_unused(tensors, slots, spec, family.names),
+        stored=stored,
+        format=format.name if format and stored else "",
+        unused=_unused(tensors, slots, spec, family.names, format),
         dtype=_dtype(config),
         eos_token_ids=_eos_token_ids((generation, config, _text_config(config)), spec.vocab_size),
     )
@@ -117,9 +129,6 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
 
 def _family(config: Mapping[str, Any]) -> tuple[str, Family]:
     """The family, after refusing what no family can serve."""
-    for part in (config, _text_config(config)):
-        if part.get("quantization_config") or part.get("compression_config"):
-            raise ModelError("Quantised checkpoints are not supported; use the bf16 or fp16 original.")
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError("config.json: architectures must be a list of names.")
@@ -200,12 +209,31 @@ def _why_no_weights(folder: Path) -> str:
 
 
 def _find_slots(spec: ArchSpec, names: WeightNames, tensors: Mapping[str, TensorInfo]) -> tuple[Slot, ...]:
-    """The model's tensors, each checked to be in the files with the right shape."""
+    """The model's tensors, under the names that this checkpoint has."""
     prefixes = [prefix for prefix in names.prefixes if f"{prefix}{names.embed}.weight" in tensors]
-    heads = [head for head in names.lm_heads if f"{head}.weight" in tensors]
+    heads = [head for head in names.lm_heads if any(name.startswith(f"{head}.") for name in tensors)]
     prefix, head = [*prefixes, names.prefixes[0]][0], [*heads, names.lm_heads[0]][0]
-    slots = tuple(model_slots(spec, names, prefix, head))
-    parts = [part for slot in slots for part in slot.all_parts]
+    return tuple(model_slots(spec, names, prefix, head))
+
+
+def _find_stored(
+    format: Format, slots: Iterable[Slot], tensors: Mapping[str, TensorInfo]
+) -> dict[str, StoredWeight]:
+    """The weights that are quantised, by the names they would have if they were not."""
+    parts = [part for slot in slots if slot.linear for part in slot.parts]
+    found = ((part.name, format.find(_stem(part.name), part.shape, tensors)) for part in parts)
+    return {name: stored for name, stored in found if stored is not None}
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def _check_floats(
+    slots: Iterable[Slot], stored: Mapping[str, StoredWeight], tensors: Mapping[str, TensorInfo]
+) -> None:
+    """Whatever is not quantised must be in the files, in floats and with the right shape."""
+    parts = [part for slot in slots for part in slot.all_parts if part.name not in stored]
     missing = [part.name for part in parts if part.name not in tensors]
     if missing:
         raise ModelError(f"{len(missing)} of {len(parts)} weights are missing: {_some(missing)}.")
@@ -217,13 +245,19 @@ def _find_slots(spec: ArchSpec, names: WeightNames, tensors: Mapping[str, Tensor
             )
         if found.dtype not in LOADABLE:
             raise ModelError(f"{part.name} is stored as {found.dtype}; supported: {', '.join(LOADABLE)}.")
-    return slots
 
 
 def _unused(
-    tensors: Iterable[str], slots: Iterable[Slot], spec: ArchSpec, names: WeightNames
+    tensors: Iterable[str],
+    slots: Sequence[Slot],
+    spec: ArchSpec,
+    names: WeightNames,
+    format: Format | None,
 ) -> tuple[str, ...]:
     used = {part.name for slot in slots for part in slot.all_parts}
+    if format is not None:
+        stems = [_stem(part.name) for slot in slots for part in slot.parts]
+        used |= {f"{stem}.{suffix}" for stem in stems for suffix in format.suffixes}
     if spec.tied_embeddings:  # some files write the tied matrix twice
         used |= {f"{head}.weight" for head in names.lm_heads}
     rest = (name for name in tensors if name not in used)

@@ -55,6 +55,11 @@ class HFConfig:
             raise self.error(f"{key} must be an object, got {_shown(value)}.")
         return HFConfig(value or {}, f"{self._where}: {key}")
 
+    def sections(self, key: str) -> list[HFConfig]:
+        """Each of the objects in the object under `key`."""
+        outer = self.section(key)
+        return [outer.section(name) for name in outer._raw]
+
     def integer(self, key: str, default: int | None = None, *, low: int = 1, high: int) -> int:
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
