@@ -7,19 +7,17 @@ KV memory and page tables are laid out by hand, so nothing of the engine but the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.model.batch import ForwardBatch
 from engine.model.checkpoint import inspect
 from engine.model.hf_config import HFConfig, read_rope
 from engine.model.layers.rotary import inverse_frequencies
 from engine.model.loader import load
 from engine.model.transformer import Transformer
-from kernels.api import AttentionBatch
 from tests.helpers.checkpoints import (
     ALL_CONFIGS,
     TinyConfig,
@@ -28,6 +26,7 @@ from tests.helpers.checkpoints import (
     reference_logits,
     transformers,
 )
+from tests.helpers.sequences import Sequences
 
 ROPE_INIT_FUNCTIONS = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS
 LlamaConfig, Qwen3Config = transformers.LlamaConfig, transformers.Qwen3Config
@@ -35,10 +34,6 @@ LlamaConfig, Qwen3Config = transformers.LlamaConfig, transformers.Qwen3Config
 PROMPT = [(7 * i + 3) % 90 + 5 for i in range(45)]
 NUM_TOKENS = 64
 MAX_MODEL_LEN = 256
-BLOCK_SIZE = 16
-NUM_BLOCKS = 12
-# Shuffled, so that a page table read as a range is found out; 0 is for padding.
-BLOCK_IDS = [7, 2, 11, 5, 1, 9, 3, 10]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,37 +48,6 @@ def single_threaded() -> Iterator[None]:
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config: TinyConfig = request.param
     return make_checkpoint(tmp_path_factory.mktemp("model"), config.family, **config.overrides)
-
-
-class Sequences:
-    """Runs sequences through a model, with KV memory of their own that begins as NaN."""
-
-    def __init__(self, model: Transformer) -> None:
-        spec = model.spec
-        shape = (NUM_BLOCKS, 2, spec.num_kv_heads, BLOCK_SIZE, spec.head_dim)
-        self.model = model
-        self.kv = [torch.full(shape, float("nan"), dtype=model.dtype) for _ in range(spec.num_layers)]
-
-    def logits(self, token_ids: Sequence[int], start: int) -> torch.Tensor:
-        """Computes tokens from position `start` on; returns logits `[T, V]`."""
-        count = len(token_ids)
-        table = torch.tensor([BLOCK_IDS], dtype=torch.int32)
-        position = torch.arange(start, start + count)
-        batch = ForwardBatch(
-            token_id_T=torch.tensor(token_ids),
-            position_T=position,
-            slot_T=table[0].long()[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE,
-            attention=AttentionBatch(
-                page_table_SB=table,
-                query_start_S1=torch.tensor([0, count], dtype=torch.int32),
-                seq_len_S=torch.tensor([start + count], dtype=torch.int32),
-                num_decodes=int(count == 1),
-                max_query_len=count,
-                max_seq_len=start + count,
-            ),
-            kv=self.kv,
-        )
-        return self.model.logits(self.model.forward(batch))
 
 
 def load_model(path: Path, dtype: str = "float32") -> Transformer:
