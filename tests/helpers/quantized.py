@@ -4,8 +4,8 @@
     write_quantized(source, folder / "quantised", writer)  # as a quantiser would leave it
     write_dequantized(source, folder / "floats", writer)   # the same weights in fp32
 
-Written from the formats' descriptions, value by value, and sharing nothing with what reads them. Rounding is to
-nearest: what matters here is where each bit goes, not quality.
+Written from the formats' descriptions, value by value, and sharing nothing with what reads them. Rounding
+is to nearest: what matters here is where each bit goes, not quality.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from engine.model.headers import TensorInfo
 from engine.model.hf_config import HFConfig
@@ -49,18 +48,24 @@ class CompressedTensors:
             return None
         scale, zero, index = (f"{stem}.weight_{role}" for role in ("scale", "zero_point", "g_idx"))
         found = tensors.get(scale)
-        zero_dtype: Literal["I32", "I8"] = "I32" if value.dtype == "I32" else "I8"
         return check(
             StoredWeight(
                 shape=shape,
                 groups=found.shape[1] if found and len(found.shape) == 2 else 1,
                 value=value,
                 scale=scale,
-                zero=Elements(zero, zero_dtype, value.bits) if zero in tensors else None,
+                zero=_zero(zero, value.bits, tensors),
                 group_index=index if index in tensors else None,
             ),
             tensors,
         )
+
+
+def _zero(name: str, bits: int, tensors: Mapping[str, TensorInfo]) -> Elements | None:
+    """Words along the outputs, or one value per element as older versions wrote it."""
+    if name not in tensors:
+        return None
+    return Elements(name, "I8" if tensors[name].dtype == "I8" else "I32", bits)
 
 
 def _value(stem: str, shape: Shape, tensors: Mapping[str, TensorInfo]) -> Elements | None:
