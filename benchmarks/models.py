@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from engine.config import Quantization
 from engine.dist.group import TensorGroup
 from engine.model.arch import ArchSpec
 from engine.model.hf_config import HFConfig
+from engine.model.quant import holding
 from engine.model.registry import find_family
 from engine.model.transformer import ModelWeights, Transformer
-from engine.model.weights import model_slots
+from engine.model.weights import Slot, model_slots
 from kernels import api
 
 
@@ -47,19 +49,45 @@ def random_transformer(
     spec: ArchSpec, *, dtype: torch.dtype, device: torch.device, max_model_len: int, seed: int = 0
 ) -> Transformer:
     """A decoder of this shape whose weights are small random numbers, the same for the same seed."""
+    return assemble(spec, random_weights(spec, dtype=dtype, device=device, seed=seed), max_model_len)
+
+
+def random_weights(
+    spec: ArchSpec, *, dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> Iterator[tuple[Slot, torch.Tensor]]:
+    """Each slot with its weight; norms are ones."""
     generator = torch.Generator(device=device).manual_seed(seed)
     architecture = "Qwen3ForCausalLM" if spec.qk_norm else "LlamaForCausalLM"
     names = find_family([architecture])[1].names
-    dense: dict[str, torch.Tensor] = {}
-    linear: dict[str, api.PackedLinear] = {}
     for slot in model_slots(spec, names, "", "lm_head"):
         shape = (sum(part.shape[0] for part in slot.parts), *slot.parts[0].shape[1:])
         weight = torch.empty(shape, dtype=dtype, device=device).normal_(0, 0.02, generator=generator)
+        yield slot, weight.fill_(1.0) if weight.dim() == 1 else weight
+
+
+def assemble(
+    spec: ArchSpec,
+    weights: Iterable[tuple[Slot, torch.Tensor]],
+    max_model_len: int,
+    quantization: Quantization | None = None,
+) -> Transformer:
+    """A decoder of these weights, its linears rounded as the loader would."""
+
+    def pack(name: str, weight_OI: torch.Tensor) -> api.PackedLinear:
+        if quantization is None:
+            return api.pack_linear(weight_OI, None)
+        inputs = weight_OI.shape[1]
+        held = holding.rounding(name, inputs, quantization)
+        rounded = api.quantize(weight_OI, held.bits, inputs // held.groups)
+        return api.pack_quantized(rounded, None, weight_OI.dtype)
+
+    dense: dict[str, torch.Tensor] = {}
+    linear: dict[str, api.PackedLinear] = {}
+    for slot, weight in weights:
         if slot.linear:
-            linear[slot.name] = api.pack_linear(weight, None)
+            linear[slot.name] = pack(slot.name, weight)
         else:
-            dense[slot.name] = weight.fill_(1.0) if weight.dim() == 1 else weight
+            dense[slot.name] = weight
     if spec.tied_embeddings:
-        embed_VE = dense["embed"]
-        linear["lm_head"] = api.pack_linear(embed_VE, None)
+        linear["lm_head"] = pack("lm_head", dense["embed"])
     return Transformer(spec, ModelWeights(dense, linear), max_model_len, TensorGroup())

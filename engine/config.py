@@ -24,7 +24,7 @@ class Quantization:
     """Weights in integers: "int8", "int4" and, with groups other than their own, "int8-g128" or "int4-g64".
 
     Attributes:
-        group_size: inputs that share a scale; 0 is all of an output's.
+        group_size: most inputs that share a scale; 0 is all of an output's.
     """
 
     GROUP_SIZES: ClassVar[tuple[int, ...]] = (32, 64, 128)

@@ -43,7 +43,7 @@ def holding(slot: Slot, stored: Mapping[str, StoredWeight], asked: Quantization 
     """How a slot is held; None is in the compute dtype.
 
     Raises:
-        ConfigError: groups of the size asked for do not divide the slot's inputs.
+        ConfigError: it cannot be rounded as asked.
     """
     parts = [stored.get(part.name) for part in slot.parts]
     found = [part for part in parts if part is not None and not part.is_float]
@@ -57,21 +57,21 @@ def holding(slot: Slot, stored: Mapping[str, StoredWeight], asked: Quantization 
 
 
 def rounding(name: str, inputs: int, asked: Quantization) -> Holding:
-    """How a linear is held that Quire rounds itself."""
+    """How a linear is held that Quire rounds itself.
+
+    Raises:
+        ConfigError: no size of group, up to the one asked for, divides the inputs.
+    """
     chosen = _HEAD if name == "lm_head" else asked
-    size = chosen.group_size or inputs
-    if inputs % size:
+    if chosen.group_size == 0:
+        return Holding(chosen.bits, 1, rounded=True)
+    sizes = [n for n in Quantization.GROUP_SIZES if n <= chosen.group_size and inputs % n == 0]
+    if not sizes:
         raise ConfigError(
-            f"--quantization {asked}: {name} has {inputs} inputs, which groups of {size} do not divide. "
-            f"Choose {_fitting(inputs, asked)}."
+            f"--quantization {asked}: {name} has {inputs} inputs, which groups of "
+            f"{Quantization.GROUP_SIZES[0]} do not divide. Choose int8."
         )
-    return Holding(chosen.bits, inputs // size, rounded=True)
-
-
-def _fitting(inputs: int, asked: Quantization) -> str:
-    sizes = [size for size in Quantization.GROUP_SIZES if inputs % size == 0]
-    fitting = [str(Quantization(asked.bits, size)) for size in sizes]
-    return ", ".join([*fitting, "int8"])
+    return Holding(chosen.bits, inputs // max(sizes), rounded=True)
 
 
 def rows(slot: Slot) -> int:
