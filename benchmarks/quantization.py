@@ -2,9 +2,9 @@
 
     python -m benchmarks.quantization [--models 110m qwen3-0.6b] [--json FILE]
 
-The built-in model reads questions it was not trained on, each with the answer it should give: the perplexity of
-the answers, and how many it would give word for word. Models of other shapes have random weights, about the
-hardest to round; there the figure is how far the logits are from those in fp32, with bf16 for comparison.
+The built-in model reads questions it was not trained on, each with the answer it should give: the
+perplexity of the answers, and how many it would give word for word. Models of other shapes have random
+weights; there the figure is how far the logits are from those in fp32, with bf16 for comparison.
 Neither depends on how fast the machine is.
 """
 
@@ -110,7 +110,7 @@ def _logits(model: Transformer) -> torch.Tensor:
 
 
 def _distance(exact_TV: torch.Tensor, got_TV: torch.Tensor) -> dict[str, float]:
-    """Relative root mean square error, mean KL divergence in nats, share of positions with the same argmax."""
+    """Relative root mean square error, mean KL divergence in nats, share of equal argmaxes."""
     p_TV, q_TV = exact_TV.log_softmax(-1), got_TV.log_softmax(-1)
     return {
         "relative_error": float((got_TV - exact_TV).norm() / exact_TV.norm()),

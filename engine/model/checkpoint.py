@@ -233,10 +233,11 @@ def _check_floats(
     slots: Iterable[Slot], stored: Mapping[str, StoredWeight], tensors: Mapping[str, TensorInfo]
 ) -> None:
     """Whatever is not quantised must be in the files, in floats and with the right shape."""
-    parts = [part for slot in slots for part in slot.all_parts if part.name not in stored]
+    every = [part for slot in slots for part in slot.all_parts]
+    parts = [part for part in every if part.name not in stored]
     missing = [part.name for part in parts if part.name not in tensors]
     if missing:
-        raise ModelError(f"{len(missing)} of {len(parts)} weights are missing: {_some(missing)}.")
+        raise ModelError(f"{len(missing)} of {len(every)} weights are missing: {_some(missing)}.")
     for part in parts:
         found = tensors[part.name]
         if found.shape != part.shape:

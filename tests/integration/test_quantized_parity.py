@@ -25,6 +25,7 @@ from engine.types import SamplingParams
 from kernels import api
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.quantized import LINEAR, WRITERS, write_dequantized, write_quantized
+from tests.helpers.raw_checkpoints import write_checkpoint
 from tests.helpers.sequences import Sequences
 
 PROMPT = [(7 * i + 3) % 90 + 5 for i in range(45)]
@@ -179,8 +180,12 @@ def test_served_whole(llama: Path, tmp_path: Path) -> None:
     assert llm.info.quantization == "AWQ int4"
 
 
-def test_groups_that_do_not_fit_are_refused(llama: Path) -> None:
-    with pytest.raises(ConfigError, match=r"int4-g128: layers\.0\.qkv has 64 inputs.*int4, int4-g64, int8"):
-        build(EngineOptions(model=str(llama), quantization="int4-g128"))
+def test_groups_that_do_not_fit_are_smaller_or_refused(llama: Path, tmp_path: Path) -> None:
+    model = load_model(llama, quantization=Quantization.parse("int4-g128"))
+    groups = [packed.scale_OG.shape[1] for packed in (model.layers[0].mlp.gate_up, model.layers[0].mlp.down)]
+    assert groups == [1, 3]  # 64 inputs in one group, 96 in groups of 32
+    path = write_checkpoint(tmp_path / "odd", hidden_size=40)
+    with pytest.raises(ConfigError, match=r"int4: layers\.0\.qkv has 40 inputs.*Choose int8"):
+        build(EngineOptions(model=str(path), quantization="int4"))
     with pytest.raises(ConfigError, match="expected int8 or int4"):
         build(EngineOptions(model=str(llama), quantization="int3"))
