@@ -224,12 +224,14 @@ class _Resolver:
         self.reasons.append((setting, str(value), why))
 
     def _dtype(self) -> str:
-        asked = self.options.dtype
+        asked, fast = self.options.dtype, self.machine.fast_dtypes
         if asked != "auto":
             if asked not in DTYPE_BYTES:
                 raise ConfigError(f"--dtype {asked}: choose auto, {', '.join(DTYPE_BYTES)}.")
+            if asked not in fast:
+                self._auto("dtype", asked, f"as asked, though {fast[0]} is faster on {self.machine.name}")
             return asked
-        stored, fast = self.model.checkpoint_dtype, self.machine.fast_dtypes
+        stored = self.model.checkpoint_dtype
         dtype = stored if stored in fast else fast[0]
         if dtype == stored:
             why = "as the checkpoint is stored"

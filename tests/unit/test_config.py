@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config import GIB, EngineOptions, MachineFacts, ModelFacts, resolve
+from engine.config import GIB, EngineOptions, MachineFacts, ModelFacts, Quantization, resolve
 from engine.errors import ConfigError, MemoryPlanError
 
 OPTIONS = EngineOptions(model="m")
@@ -87,3 +87,35 @@ def test_dtype_follows_the_checkpoint_where_the_machine_is_fast_in_it() -> None:
     full = replace(TINY, checkpoint_dtype="float32")
     assert resolve(OPTIONS, full, LAPTOP).model.dtype == "float32"
     assert resolve(OPTIONS, full, H200).model.dtype == "bfloat16"
+
+
+def test_a_slow_dtype_is_obeyed_and_said() -> None:
+    config = resolve(replace(OPTIONS, dtype="float16"), TINY, LAPTOP)
+    assert config.model.dtype == "float16"
+    assert ("dtype", "float16", "as asked, though bfloat16 is faster on this CPU") in config.reasons
+
+
+def test_weights_in_integers_count_whatever_the_dtype() -> None:
+    half = replace(TINY, num_parameters=1_000_000, integer_bytes=3_000_000)
+    assert (half.weight_bytes("bfloat16"), half.weight_bytes("float32")) == (5_000_000, 7_000_000)
+    full = replace(TINY, num_parameters=1, integer_bytes=64 * GIB)
+    with pytest.raises(MemoryPlanError, match=r"needs 64\.\d\d GiB for weights"):
+        resolve(OPTIONS, full, LAPTOP)
+
+
+@pytest.mark.parametrize(
+    "text, bits, group_size, shown",
+    [
+        ("int8", 8, 0, "int8"), ("INT4", 4, 32, "int4"), ("int4-g32", 4, 32, "int4"),
+        ("int4-g128", 4, 128, "int4-g128"), ("int8-g64", 8, 64, "int8-g64"),
+    ],
+)  # fmt: skip
+def test_quantization_is_read(text: str, bits: int, group_size: int, shown: str) -> None:
+    asked = Quantization.parse(text)
+    assert (asked.bits, asked.group_size, str(asked)) == (bits, group_size, shown)
+
+
+@pytest.mark.parametrize("text", ["", "int3", "int4-g16", "int4-g0", "int4-128", "fp8", "int8 int8"])
+def test_other_quantizations_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected int8 or int4, or these with groups of 32, 64, 128"):
+        Quantization.parse(text)
