@@ -35,6 +35,7 @@ FLAGS = {
     "--sse-keep-alive": ("QUIRE_SSE_KEEP_ALIVE", "sse_keep_alive_s", 15.0),
     "--shutdown-timeout": ("QUIRE_SHUTDOWN_TIMEOUT", "shutdown_timeout_s", 30.0),
     "--dtype": ("QUIRE_DTYPE", "dtype", "auto"),
+    "--quantization": ("QUIRE_QUANTIZATION", "quantization", None),
     "--device": ("QUIRE_DEVICE", "device", "auto"),
     "--max-model-len": ("QUIRE_MAX_MODEL_LEN", "max_model_len", None),
     "--max-num-seqs": ("QUIRE_MAX_NUM_SEQS", "max_num_seqs", None),

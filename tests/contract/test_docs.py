@@ -85,7 +85,17 @@ def test_every_serve_flag_is_documented_with_its_variable() -> None:
 
 
 # Of the scripts in benchmarks/.
-SCRIPT_FLAGS = {"--png", "--size", "--tokens", "--every", "--repeats", "--threads", "--streams", "--prompt"}
+SCRIPT_FLAGS = {
+    "--png",
+    "--size",
+    "--tokens",
+    "--every",
+    "--repeats",
+    "--threads",
+    "--streams",
+    "--prompt",
+    "--models",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
