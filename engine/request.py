@@ -77,7 +77,7 @@ class Request:
         max_output: tokens it may generate; `compute_limit` is what that makes it compute (the last
             sampled token's keys and values are never needed).
         stop_ids: tokens that end it, the model's own end of turn included.
-        order: its age among all requests; smaller is older.
+        order: (priority, arrival): the smaller is admitted earlier, and preempted later.
         row: the executor's row, from admission on, else -1. `started` once the executor was told.
         followers: on the first choice, the others that wait for its prompt to be computed.
         prompt_logprobs: collected by the choice that computes the prompt, None once handed over.
@@ -130,7 +130,7 @@ class Request:
         self.token_ids: list[int] = list(prompt_ids)
         self.prompt_len = len(self.token_ids)
         self.status = Status.WAITING
-        self.order = 0
+        self.order = (params.priority, 0)
         self.computed = 0
         self.confirmed = 0
         self.in_flight = 0

@@ -60,6 +60,7 @@ class SamplingParams:
         skip_special_tokens: leave the model's special tokens out of the text, except `shown_token_ids`.
         logprobs: None, or how many alternatives to return beside each generated token (0: only its own).
         prompt_logprobs: the same for the prompt's tokens; the prefix cache is not read then.
+        priority: requests of a smaller one are admitted earlier and preempted later.
         grammar: what the text must be. Other tokens are not drawn; a choice ends when it is complete.
 
     Raises:
@@ -88,6 +89,7 @@ class SamplingParams:
     shown_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    priority: int = 0
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
@@ -104,6 +106,7 @@ class SamplingParams:
         if self.max_tokens is not None:
             _in_range("max_tokens", self.max_tokens, 0, 2**31 - 1)
         _in_range("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        _in_range("priority", self.priority, -(2**31), 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens}).", "min_tokens"

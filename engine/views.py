@@ -163,6 +163,7 @@ class Lane:
     blocks: int
     preemptions: int
     age_s: float
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,7 @@ class Feed:
             "blocks": lane.blocks,
             "preemptions": lane.preemptions,
             "age_s": round(lane.age_s, 3),
+            "priority": lane.priority,
         }
 
     def forget(self) -> None:

@@ -73,12 +73,13 @@ def _fields(trail: Trail) -> dict[str, Any]:
 
 
 def _generation_fields(trail: Trail, generation: Generation) -> dict[str, Any]:
-    timeline = generation.timeline
+    timeline, priority = generation.timeline, generation.params.priority
     return {
         "id": generation.id,
         "engine_requests": generation.engine_numbers[:_MAX_NUMBERS],
         "api": trail.api,
         "stream": trail.stream,
+        **({"priority": priority} if priority else {}),
         "prompts": len(generation.prompts),
         "choices": len(generation.prompts) * generation.params.n,
         "prompt_tokens": generation.prompt_tokens,

@@ -82,6 +82,7 @@ def from_messages(request: CountTokensRequest, notations: Notations) -> Translat
             "temperature": request.temperature,
             "top_p": request.top_p,
             "top_k": request.top_k,
+            "priority": request.priority,
             "cache_salt": request.cache_salt,
             "explain_cache": request.explain_cache,
         }

@@ -60,6 +60,7 @@ def from_responses(
         "stream": request.stream,
         "temperature": request.temperature,
         "top_p": request.top_p,
+        "priority": request.priority,
         "cache_salt": request.cache_salt,
         "explain_cache": request.explain_cache,
         "chat_template_kwargs": request.chat_template_kwargs,

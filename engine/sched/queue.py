@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from bisect import bisect_left, insort
 from collections.abc import Iterator
-from typing import Protocol
+from operator import attrgetter
 
 from engine.request import Request
 
+by_order = attrgetter("order")
 
-class QueuePolicy(Protocol):
-    """An order of waiting requests. All operations are O(1), or O(log n) for a sorted one."""
+
+class Queue:
+    """Waiting requests in their order, the next one first. Who lost his place finds it again.
+
+    A list that is kept sorted: to find a place takes O(log n), and to make one moves 8 bytes for each request
+    behind it, which for thousands is less than a microsecond.
+    """
+
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
 
     def push(self, request: Request) -> None:
-        """A new request."""
-        ...
-
-    def put_back(self, request: Request) -> None:
-        """A request that was admitted before and lost its place: it goes before all others."""
-        ...
+        insort(self._requests, request, key=by_order)
 
     def peek(self) -> Request:
         """The next request; the queue is not empty."""
-        ...
-
-    def remove(self, request: Request) -> None: ...
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Request]: ...
-
-
-class FcfsQueue:
-    """First come, first served."""
-
-    def __init__(self) -> None:
-        self._requests: OrderedDict[Request, None] = OrderedDict()
-
-    def push(self, request: Request) -> None:
-        self._requests[request] = None
-
-    def put_back(self, request: Request) -> None:
-        self._requests[request] = None
-        self._requests.move_to_end(request, last=False)
-
-    def peek(self) -> Request:
-        return next(iter(self._requests))
+        return self._requests[0]
 
     def remove(self, request: Request) -> None:
-        del self._requests[request]
+        at = bisect_left(self._requests, request.order, key=by_order)
+        if self._requests[at] is not request:
+            raise ValueError(f"not in the queue: {request}")
+        del self._requests[at]
 
     def __len__(self) -> int:
         return len(self._requests)

@@ -11,26 +11,22 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 
 from engine.kv.manager import KVManager, PrefixHit
 from engine.request import Request, Status
-from engine.sched.queue import QueuePolicy
-
-_age = attrgetter("order")
+from engine.sched.queue import Queue, by_order
 
 
 class Roster:
     """Moves choices between places; rows and blocks move with them.
 
     Attributes:
-        running: oldest first.
-        waiting: in the order of admission; followers that were never forked are behind their leader.
+        running, waiting: in the requests' order. Followers that were never forked are behind their leader.
     """
 
-    def __init__(self, num_rows: int, kv: KVManager, waiting: QueuePolicy) -> None:
+    def __init__(self, num_rows: int, kv: KVManager) -> None:
         self.running: list[Request] = []
-        self.waiting = waiting
+        self.waiting = Queue()
         self._kv = kv
         self._num_rows = num_rows
         self._free_rows = list(range(num_rows - 1, -1, -1))
@@ -46,7 +42,7 @@ class Roster:
         for choice in (leader, *leader.followers):
             choice.row = self._free_rows.pop()
         leader.status = Status.RUNNING
-        insort(self.running, leader, key=_age)
+        insort(self.running, leader, key=by_order)
 
     def fork(self, leader: Request) -> None:
         """The leader's prompt is as good as computed: its followers run from the next step on."""
@@ -55,11 +51,11 @@ class Roster:
             follower.cached_tokens = leader.cached_tokens
             follower.report = leader.report
             follower.status = Status.RUNNING
-            insort(self.running, follower, key=_age)
+            insort(self.running, follower, key=by_order)
         leader.followers = []
 
     def preempt(self, request: Request) -> None:
-        """Takes everything from a running request but its tokens, and puts it first in the queue."""
+        """Takes everything from a running request but its tokens, and puts it back into the queue."""
         self.running.remove(request)
         self._vacate(request)
         request.status = Status.WAITING
@@ -68,7 +64,7 @@ class Roster:
         if request.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
         request.preemptions += 1
-        self.waiting.put_back(request)
+        self.waiting.push(request)
 
     def leave(self, request: Request, group: Iterable[Request]) -> None:
         """Takes a choice out, wherever it is.

@@ -30,7 +30,6 @@ from engine.sched.draft import Planned, StepDraft
 from engine.sched.ledger import Ledger
 from engine.sched.limits import RequestLimits
 from engine.sched.masks import draw_masks
-from engine.sched.queue import FcfsQueue, QueuePolicy
 from engine.sched.roster import Roster, expendable
 from engine.sched.show import lanes
 from engine.sched.stopping import StopRules
@@ -59,7 +58,6 @@ class Scheduler:
         kv: hands out blocks; the scheduler is its only caller.
         limits: refuses what can never work.
         stops: when a choice ends by itself.
-        queue: the order of admission.
         clock: for what is told of requests; nothing is decided by it.
 
     Attributes:
@@ -72,13 +70,12 @@ class Scheduler:
         kv: KVManager,
         limits: RequestLimits,
         stops: StopRules,
-        queue: QueuePolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.steps = 0
         self.tally = Tally(clock)
         self.kv = kv
-        self.roster = Roster(config.max_num_seqs, kv, FcfsQueue() if queue is None else queue)
+        self.roster = Roster(config.max_num_seqs, kv)
         self._config = config
         self._limits = limits
         self._stops = stops
@@ -94,7 +91,7 @@ class Scheduler:
 
     @property
     def running(self) -> list[Request]:
-        """Running choices, oldest first."""
+        """Running choices in their order."""
         return self.roster.running
 
     @property
@@ -127,7 +124,7 @@ class Scheduler:
         stop_ids = self._stops.stop_ids(leader.params)
         for choice in (leader, *leader.followers):
             choice.set_limits(max_output, stop_ids)
-            choice.order = self._arrivals
+            choice.order = (choice.params.priority, self._arrivals)
             self._arrivals += 1
         self.tick()
         self._ledger.enter(leader)
@@ -222,7 +219,7 @@ class Scheduler:
                 self._fault(request)
 
     def restart(self) -> None:
-        """Forgets all steps in flight and puts every running request back to the head of the queue.
+        """Forgets all steps in flight and puts every running request back into the queue.
 
         For when the executor failed: nothing is lost, all is computed again.
         """
@@ -233,7 +230,7 @@ class Scheduler:
     # ---- planning
 
     def _plan_singles(self, draft: StepDraft) -> list[Request]:
-        """Plans requests with one token to compute, oldest first, and returns those with more."""
+        """Plans requests with one token to compute, in their order, and returns those with more."""
         longer = []
         for request in tuple(self.roster.running):
             remaining = request.remaining
@@ -301,11 +298,11 @@ class Scheduler:
             self._fault(request)
 
     def _reserve(self, request: Request, total_tokens: int, draft: StepDraft) -> tuple[int, ...] | None:
-        """Reserves blocks at the cost of the youngest; None where that was the request itself."""
+        """Reserves blocks at the cost of the last in order; None where that was the request itself."""
         while (new_block_ids := self.kv.reserve(request, total_tokens)) is None:
             victim = self.roster.running[-1]
             if victim is self.roster.running[0]:
-                raise AssertionError(f"the pool cannot hold the oldest request alone: {request}")
+                raise AssertionError(f"the pool cannot hold the first request alone: {request}")
             draft.remove(victim)
             draft.preempted = True
             self._preempt(victim)

@@ -130,7 +130,7 @@ class Showcase:
 def lanes(
     running: Sequence[Request], waiting: Iterable[Request], num_live: int, now_s: float
 ) -> tuple[tuple[Lane, ...], int]:
-    """The running choices, oldest first, then those next in the queue; and how many are left out."""
+    """The running choices in their order, then those next in the queue; and how many are left out."""
     queued = (choice for leader in waiting for choice in (leader, *leader.followers))
     behind = (follower for leader in running for follower in leader.followers)
     shown = [
@@ -153,6 +153,7 @@ def _lane(request: Request, now_s: float) -> Lane:
         len(request.block_ids),
         request.preemptions,
         now_s - request.arrival_s,
+        request.params.priority,
     )
 
 

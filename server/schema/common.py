@@ -118,6 +118,12 @@ LogitBias = Annotated[
 
 MAX_SALT_CHARS = 256
 CacheSalt = str | None
+PRIORITY: Any = Field(
+    0,
+    ge=-INT32_MAX - 1,
+    le=INT32_MAX,
+    description="Requests of a smaller one are begun earlier, and set back later where memory lacks.",
+)
 CACHE_SALT: Any = Field(
     None,
     min_length=1,
@@ -175,7 +181,6 @@ class GenerationRequest(WireModel):
         "return_tokens_as_token_ids": (False,),
         "thinking_token_budget": (),
         "spaces_between_special_tokens": (True,),
-        "priority": (0,),
         "prompt_embeds": (),
         "chat_template": (),
         "kv_transfer_params": (),
@@ -237,6 +242,7 @@ class GenerationRequest(WireModel):
         False, description="Also the ids: `prompt_token_ids`, and `token_ids` of each choice."
     )
     user: str | None = Field(None, description="Taken and ignored.")
+    priority: int | None = PRIORITY
     cache_salt: CacheSalt = CACHE_SALT
     explain_cache: bool | None = Field(
         False, description="Say in `cache` what of the prompt was reused, and why not more."
@@ -287,6 +293,7 @@ _SAMPLING_FIELDS = (
     "ignore_eos",
     "include_stop_str_in_output",
     "skip_special_tokens",
+    "priority",
 )
 
 

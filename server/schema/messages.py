@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from engine.types import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
 from server.schema.chat import MAX_MESSAGES, TemplateKwargs
-from server.schema.common import CACHE_SALT, INT32_MAX, CacheSalt, WireModel, field_error
+from server.schema.common import CACHE_SALT, INT32_MAX, PRIORITY, CacheSalt, WireModel, field_error
 from server.schema.or_text import OrText
 from server.schema.tools import MAX_ID_CHARS, MAX_TOOLS, NAME
 
@@ -170,6 +170,7 @@ class MessagesRequest(CountTokensRequest):
     metadata: dict[str, Any] | None = Field(None, description="Taken and ignored.")
     service_tier: Literal["auto", "standard_only"] | None = Field(None, description="Taken and ignored.")
     cache_control: Any = Field(None, description="Taken and ignored: whatever has been computed is reused.")
+    priority: int | None = PRIORITY
     cache_salt: CacheSalt = CACHE_SALT
     explain_cache: bool | None = Field(
         False, description="Say in `cache` what of the prompt was reused, and why not more."

@@ -36,5 +36,4 @@ REASONS: Mapping[str, str] = {
     "top_logprobs": "use /v1/chat/completions",
     "mcp_servers": "the server calls no others",
     "container": "the server runs no code",
-    "priority": "requests are served in the order of their arrival",
 }

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_va
 
 from server.schema.cache import CacheExplanation
 from server.schema.chat import MAX_MESSAGES, Effort, TemplateKwargs
-from server.schema.common import CACHE_SALT, INT32_MAX, CacheSalt, WireModel, field_error
+from server.schema.common import CACHE_SALT, INT32_MAX, PRIORITY, CacheSalt, WireModel, field_error
 from server.schema.or_text import OrText
 from server.schema.tools import MAX_ID_CHARS, MAX_TOOLS, NAME
 
@@ -240,6 +240,7 @@ class ResponsesRequest(WireModel):
     chat_template_kwargs: TemplateKwargs = Field(
         default_factory=dict, description="Variables for the chat template."
     )
+    priority: int | None = PRIORITY
     cache_salt: CacheSalt = CACHE_SALT
     explain_cache: bool | None = Field(
         False, description="Say in `cache` what of the prompt was reused, and why not more."

@@ -63,7 +63,8 @@ export class Lanes {
     setText(name, shortId(lane.request_id || `#${lane.id}`) + (lane.index ? `·${lane.index}` : ""));
     name.title = lane.request_id;
     const again = lane.preemptions ? ` · preempted ${lane.preemptions}×` : "";
-    setText(about, `${lane.tenant === "default" ? "" : `${lane.tenant} · `}${duration(age)} · ${plural(lane.blocks, "block")}${again}`);
+    const priority = lane.priority ? ` · priority ${lane.priority}` : "";
+    setText(about, `${lane.tenant === "default" ? "" : `${lane.tenant} · `}${duration(age)} · ${plural(lane.blocks, "block")}${priority}${again}`);
     setText(tokens, `${count(lane.prompt_tokens)} → ${count(lane.output_tokens)}`);
     tokens.title = `${count(lane.prompt_tokens)} prompt tokens, ${count(lane.cached_tokens)} of them reused; ${count(lane.output_tokens)} generated`;
     const reused = Math.min(lane.cached_tokens, lane.prompt_tokens);

@@ -388,6 +388,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "mcp": ({"mcp_servers": [{"url": "https://example.com"}]}, 400, "mcp_servers"),
     "container": ({"container": "c"}, 400, "container"),
     "cache_salt": ({"cache_salt": ""}, 400, "cache_salt"),
+    "priority": ({"priority": "high"}, 400, "priority"),
     "stream": ({"stream": "yes"}, 400, "stream"),
 }
 
@@ -405,6 +406,12 @@ async def test_bad_requests(name: str, stream: bool) -> None:
     assert error["error"]["type"] == ("invalid_request_error" if status == 400 else "not_found_error")
     assert word in error["error"]["message"]
     assert len(engine.submitted) == 1
+
+
+async def test_priority_reaches_the_engine() -> None:
+    async with in_process() as (http, engine):
+        assert (await http.post(MESSAGES, json={**BODY, "priority": -5})).status_code == 200
+    assert engine.submitted[0][2].priority == -5
 
 
 @pytest.mark.parametrize("path", [MESSAGES, COUNT])

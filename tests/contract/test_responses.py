@@ -524,6 +524,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "top_logprobs": ({"top_logprobs": 3}, "top_logprobs"),
     "service_tier": ({"service_tier": "flex"}, "service_tier"),
     "cache_salt": ({"cache_salt": ""}, "cache_salt"),
+    "priority": ({"priority": 2**31}, "priority"),
 }
 
 
@@ -539,6 +540,12 @@ async def test_bad_requests(name: str, stream: bool) -> None:
     error = reply.json()["error"]
     assert error["param"] == param and not re.search(r"\.function\b|messages", error["message"]), error
     assert len(engine.submitted) == 1
+
+
+async def test_priority_reaches_the_engine() -> None:
+    async with in_process() as (http, engine):
+        assert (await http.post(RESPONSES, json={**BODY, "priority": -5})).status_code == 200
+    assert engine.submitted[0][2].priority == -5
 
 
 @pytest.fixture(scope="module")

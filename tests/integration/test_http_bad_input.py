@@ -129,7 +129,7 @@ ROWS = [
             "return_token_ids": (1, "yes", []),
             "allowed_token_ids": ([], [VOCAB_SIZE], [-1], [1] * 20_000, "1", {}),
             "bad_words": ("x", ["x"] * 65, ["x" * 40], {}),
-            "priority": (1, -1, "0", True),
+            "priority": (2**31, -(2**31) - 1, "0", True, 0.5),
         }.items()
         for value in values
     ),

@@ -10,8 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.core import EngineCore
 from engine.errors import NeverFits
-from engine.request import Request
-from engine.sched.queue import FcfsQueue
+from engine.request import Request, Status
 from engine.types import EngineSnapshot, SamplingParams
 from engine.views import CacheScope
 from tests.helpers.fake_executor import FakeExecutor, make_config
@@ -35,6 +34,7 @@ params = st.builds(
     ignore_eos=st.booleans(),
     prompt_logprobs=st.sampled_from([None, None, None, 1]),
     logprobs=st.sampled_from([None, 0]),
+    priority=st.sampled_from([0, 0, 0, 1, -1, 2**31 - 1]),
 )
 configs = st.fixed_dictionaries(
     {
@@ -44,7 +44,6 @@ configs = st.fixed_dictionaries(
         "max_num_batched_tokens": st.sampled_from([1, 2, 3, 4, 6, 9, 24]),
         "steps_ahead": st.integers(1, 2),
         "prefix_caching": st.sampled_from([True, True, False]),
-        "lifo": st.sampled_from([False, False, True]),
     }
 )
 
@@ -57,11 +56,9 @@ class DeviceFault(Exception):
     """Raised on purpose by the executor."""
 
 
-class LifoQueue(FcfsQueue):
-    """Another order of admission: the scheduler must not depend on the usual one to be correct."""
-
-    def push(self, request: Request) -> None:
-        self.put_back(request)
+def rank(request: Request) -> tuple[int, int]:
+    """Who comes first, by what the caller said and when; choices of one request are equal."""
+    return request.params.priority, int(request.request_id)
 
 
 class SchedMachine(RuleBasedStateMachine):
@@ -72,18 +69,15 @@ class SchedMachine(RuleBasedStateMachine):
         self.choices: dict[tuple[str, int], Choice] = {}
         self.arrivals = 0
         self.viewer: Viewer | None = None
-        self.make({"block_size": 1, "pool_tokens": 8, "lifo": False})
+        self.make({"block_size": 1, "pool_tokens": 8})
 
     @initialize(options=configs)
     def make(self, options: dict[str, Any]) -> None:
-        self.lifo = options.pop("lifo")
         num_blocks = 1 + -(-options.pop("pool_tokens") // options["block_size"])
         config = make_config(max_model_len=MAX_MODEL_LEN, num_blocks=num_blocks, **options)
         self.executor = FakeExecutor(config)
         self.now_s = 1000.0
         self.core = EngineCore(config, self.executor, lambda: self.now_s)
-        if self.lifo:
-            self.core.scheduler.roster.waiting = LifoQueue()
         self.max_num_seqs = config.scheduler.max_num_seqs
 
     # ---- rules
@@ -206,8 +200,8 @@ class SchedMachine(RuleBasedStateMachine):
         assert snapshot.tokens_held == sum(view.tokens for view in page.blocks if view.idle_s is None)
         assert snapshot.running <= self.max_num_seqs
         assert snapshot.running + snapshot.waiting == len(self.requests())
-        waiting = [request.order for request in self.core.scheduler.roster.waiting]
-        assert self.lifo or waiting == sorted(waiting), "somebody lost his place in the queue"
+        waiting = [rank(request) for request in self.core.scheduler.roster.waiting]
+        assert waiting == sorted(waiting), "somebody lost his place in the queue"
         self.tally_adds_up(snapshot)
         if self.viewer is not None:
             frame = self.core.frame(False)
@@ -242,6 +236,20 @@ class SchedMachine(RuleBasedStateMachine):
         self.drain()
         self.law_holds()
 
+    def order_was_kept(self, waiting: list[Request], epochs: dict[Request, int]) -> None:
+        """Nobody was admitted before, and nobody preempted after, who comes first by priority and arrival.
+
+        Args:
+            waiting, epochs: who waited before the step, and how often each had been preempted.
+        """
+        still = [rank(request) for request in waiting if request.status is Status.WAITING]
+        admitted = [rank(request) for request in waiting if request.status is Status.RUNNING]
+        assert not still or not admitted or max(admitted) < min(still), "somebody was passed in the queue"
+        preempted = [rank(request) for request, epoch in epochs.items() if request.preemptions > epoch]
+        running = [rank(request) for request in self.core.scheduler.running]
+        assert running == sorted(running)
+        assert not preempted or not running or max(running) <= min(preempted), "the wrong one was preempted"
+
     # ---- what rules share
 
     def live(self) -> list[tuple[str, int]]:
@@ -253,16 +261,17 @@ class SchedMachine(RuleBasedStateMachine):
     def one_step(self) -> None:
         steps_taken[type(self).__name__] += 1
         running = self.core.scheduler.running
-        oldest = running[0] if running else None
-        epoch = oldest.preemptions if oldest else 0
+        first = min(running, key=rank, default=None)
+        epochs = {request: request.preemptions for request in self.requests()}
+        waiting = list(self.core.scheduler.roster.waiting)
         had_work, launched = self.core.has_work, self.executor.steps
         in_flight = len(self.core._in_flight)
         self.now_s += 0.3
         outputs = self.core.step()
         for output in outputs:
             self.choices[output.request_id, output.index].hear(output, self.executor.broken)
-        assert oldest is None or oldest.preemptions == epoch, "the oldest was preempted"
-        assert running == sorted(running, key=lambda request: request.order)
+        assert first is None or first.preemptions == epochs[first], "the first in order was preempted"
+        self.order_was_kept(waiting, epochs)
         if had_work and in_flight == 0 and not outputs:
             assert self.executor.steps > launched, "work, and nothing was done"
         if self.core.scheduler.kv.pool.num_in_use:

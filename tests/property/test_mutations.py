@@ -25,6 +25,7 @@ from engine.kv.tree import PrefixTree
 from engine.request import BlockKey, Request, Status
 from engine.sched.budget import StepBudget
 from engine.sched.draft import Planned, StepDraft
+from engine.sched.queue import Queue
 from engine.sched.roster import Roster
 from engine.sched.scheduler import Scheduler
 from engine.sched.tally import Tally
@@ -576,7 +577,34 @@ def a_preempted_request_stays_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> No
 
 @caught_by(SchedMachine)
 def a_preempted_request_goes_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.sched.queue.FcfsQueue.put_back", lambda self, request: self.push(request))
+    original = Queue.push
+
+    def push(self: Queue, request: Request) -> None:
+        if request.preemptions:
+            self._requests.append(request)
+        else:
+            original(self, request)
+
+    monkeypatch.setattr(Queue, "push", push)
+
+
+@caught_by(SchedMachine)
+def the_queue_ignores_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.sched.queue.by_order", lambda request: request.order[1])
+
+
+@caught_by(SchedMachine)
+def the_youngest_is_preempted_whatever_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.sched.roster.by_order", lambda request: request.order[1])
+
+
+@caught_by(SchedMachine)
+def larger_is_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Priorities as other servers have them."""
+    for user in ("queue", "roster"):
+        monkeypatch.setattr(
+            f"engine.sched.{user}.by_order", lambda request: (-request.order[0], request.order[1])
+        )
 
 
 @caught_by(SchedMachine)

@@ -493,6 +493,16 @@ class TestViews:
         assert (first.phase, first.preemptions, first.tenant, first.age_s) == ("decode", 1, "ann", 1.0)
         assert (first.prompt_tokens, first.output_tokens, first.blocks) == (10, 3, 3)
 
+    def test_lanes_show_priorities_in_their_order(self) -> None:
+        core, _ = make(max_num_seqs=1, num_blocks=65)
+        for number, priority in enumerate((0, 5, -5), 1):
+            core.add(str(number), [2, 3], SamplingParams(max_tokens=4, priority=priority))
+        assert [(lane.request_id, lane.priority) for lane in core.frame(True).lanes] == [
+            ("3", -5),
+            ("1", 0),
+            ("2", 5),
+        ]
+
     def test_lanes_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(show, "MAX_RUNNING_LANES", 2)
         monkeypatch.setattr(show, "MAX_WAITING_LANES", 1)

@@ -8,7 +8,7 @@ from engine.errors import ContextTooLong, InvalidRequest, NeverFits
 from engine.request import Request
 from engine.sched.budget import StepBudget
 from engine.sched.limits import RequestLimits
-from engine.sched.queue import FcfsQueue
+from engine.sched.queue import Queue
 from engine.sched.stopping import Ending, StopRules
 from engine.types import FinishReason, SamplingParams
 
@@ -86,15 +86,26 @@ class TestStopRules:
         assert self.ending(SamplingParams(), 5, 1, max_output=2) == (FinishReason.STOP, None)
 
 
-def test_queue_keeps_arrival_order_and_lets_the_preempted_in_front() -> None:
-    queue = FcfsQueue()
-    a, b, c = (Request(name, [1], SamplingParams()) for name in "abc")
-    queue.push(a)
-    queue.push(b)
-    queue.put_back(c)
-    assert list(queue) == [c, a, b] and queue.peek() is c
-    queue.remove(a)
-    assert list(queue) == [c, b] and len(queue) == 2
+def test_queue_is_sorted_by_priority_and_arrival() -> None:
+    queue = Queue()
+    requests = {}
+    for arrival, (name, priority) in enumerate([("a", 0), ("b", 7), ("c", -1), ("d", 0), ("e", -1)]):
+        requests[name] = request = Request(name, [1], SamplingParams(priority=priority))
+        request.order = (priority, arrival)
+    for name in "dbeac":
+        queue.push(requests[name])
+    assert [request.request_id for request in queue] == list("ceadb") and queue.peek() is requests["c"]
+    queue.remove(requests["a"])
+    assert [request.request_id for request in queue] == list("cedb") and len(queue) == 4
+
+
+def test_who_is_not_in_the_queue_is_not_taken_for_another() -> None:
+    queue = Queue()
+    there, gone = (Request(name, [1], SamplingParams()) for name in "ab")
+    queue.push(there)
+    with pytest.raises(ValueError, match="not in the queue"):
+        queue.remove(gone)
+    assert list(queue) == [there]
 
 
 def test_budget_grants_what_is_left() -> None:

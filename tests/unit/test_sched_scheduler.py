@@ -9,7 +9,6 @@ import pytest
 from engine.core import EngineCore
 from engine.errors import InvalidRequest, Overloaded
 from engine.plan import StepPlan
-from engine.sched.queue import FcfsQueue
 from engine.types import FinishReason, SamplingParams, TokenOutput
 from tests.helpers.fake_executor import FakeExecutor, Handle, draw, expected_choice, make_config
 
@@ -107,6 +106,46 @@ class TestOrder:
         )
 
 
+class TestPriority:
+    def test_the_smallest_is_admitted_first_and_equals_by_arrival(self) -> None:
+        core, _ = make(max_num_seqs=1, num_blocks=65)
+        for name, priority in [("a", 1), ("b", 0), ("c", -1), ("d", 0)]:
+            core.add(name, [2, 3], SamplingParams(max_tokens=2, ignore_eos=True, priority=priority))
+        ended = [output.request_id for output in finish(core) if output.finish_reason]
+        assert ended == ["c", "b", "d", "a"]
+
+    def test_a_waiting_one_does_not_push_out_a_running_one(self) -> None:
+        core, _ = make(max_num_seqs=1, num_blocks=65)
+        core.add("running", [2, 3], SamplingParams(max_tokens=4, ignore_eos=True, priority=9))
+        core.step()
+        core.add("urgent", [2, 3], SamplingParams(max_tokens=1, priority=-9))
+        ended = [output.request_id for output in finish(core) if output.finish_reason]
+        assert ended == ["running", "urgent"] and core.snapshot().preemptions == 0
+
+    @pytest.mark.parametrize(("first", "second", "victim"), [(0, 0, "b"), (0, 1, "b"), (1, 0, "a")])
+    def test_the_largest_is_preempted_and_the_youngest_of_equals(
+        self, first: int, second: int, victim: str
+    ) -> None:
+        core, _ = make(block_size=1, num_blocks=9, max_num_batched_tokens=100)
+        for name, priority in (("a", first), ("b", second)):
+            core.add(name, [2, 3], SamplingParams(max_tokens=6, ignore_eos=True, priority=priority))
+        while not core.snapshot().preemptions:
+            core.step()
+        assert [request.request_id for request in core.scheduler.roster.waiting] == [victim]
+        finish(core)
+
+    def test_who_was_preempted_waits_behind_those_of_a_smaller_one(self) -> None:
+        core, _ = make(block_size=1, num_blocks=9, max_num_batched_tokens=100)
+        for name, priority in (("a", 0), ("b", 1)):
+            core.add(name, [2, 3], SamplingParams(max_tokens=6, ignore_eos=True, priority=priority))
+        while not core.snapshot().preemptions:
+            core.step()
+        core.add("c", [2, 3], SamplingParams(max_tokens=6, ignore_eos=True, priority=1))
+        core.add("d", [2, 3], SamplingParams(max_tokens=6, ignore_eos=True))
+        assert [request.request_id for request in core.scheduler.roster.waiting] == ["d", "b", "c"]
+        finish(core)
+
+
 class TestPreemption:
     def test_the_youngest_gives_way_and_nothing_is_lost(self) -> None:
         core, _ = make(block_size=1, num_blocks=13, max_num_batched_tokens=100)
@@ -143,24 +182,21 @@ class TestPreemption:
         assert 0 < snapshot.recomputed_tokens < 14 * snapshot.preemptions
 
     def test_who_is_preempted_after_he_was_planned_leaves_the_plan(self) -> None:
-        """Only another order of admission leaves the younger further than the older."""
-
-        class LastComeFirstServed(FcfsQueue):
-            push = FcfsQueue.put_back
-
+        """Who is last in order is further than who is first, because the first came later."""
         core, executor = make(block_size=1, num_blocks=16, max_num_batched_tokens=6)
-        core.scheduler.roster.waiting = LastComeFirstServed()
-        params = SamplingParams(max_tokens=4, ignore_eos=True, seed=2)
-        core.add("old", range(10, 22), SamplingParams(max_tokens=1))
-        core.add("young", [8, 9], params)
-        outputs = finish(core)
-        assert [shape(plan) for plan in executor.plans[:3]] == [
-            [(0, 0, 2), (1, 0, 4)],
-            [(0, 2, 1), (1, 4, 5)],
-            [(1, 9, 3)],  # the young one had been planned with one token
+        params = SamplingParams(max_tokens=6, ignore_eos=True, seed=2, priority=1)
+        core.add("early", [8, 9], params)
+        outputs = core.step()
+        core.add("urgent", range(10, 22), SamplingParams(max_tokens=1))
+        outputs += finish(core)
+        assert [shape(plan) for plan in executor.plans[:4]] == [
+            [(0, 0, 2)],
+            [(0, 2, 1), (1, 0, 5)],
+            [(0, 3, 1), (1, 5, 5)],
+            [(1, 10, 2)],  # the early one had been planned with one token
         ]
         assert core.snapshot().preemptions == 1
-        assert tokens(outputs, "young") == expected_choice([8, 9], params, 0, 4).token_ids
+        assert tokens(outputs, "early") == expected_choice([8, 9], params, 0, 6).token_ids
 
     def test_if_the_oldest_cannot_be_held_alone_it_fails_instead_of_waiting_forever(
         self, caplog: pytest.LogCaptureFixture
@@ -172,7 +208,7 @@ class TestPreemption:
         core.scheduler.roster.begin(request, core.kv.match(request))
         (output,) = core.step()
         assert output.finish_reason is FinishReason.ERROR
-        assert "cannot hold the oldest" in caplog.text
+        assert "cannot hold the first" in caplog.text
 
 
 class TestCheck:

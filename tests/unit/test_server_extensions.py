@@ -51,6 +51,7 @@ async def refused(path: str, **fields: Any) -> Any:
         ("skip_special_tokens", False, False),
         ("prompt_logprobs", 3, 3),
         ("allowed_token_ids", [72, 10], (72, 10)),
+        ("priority", -3, -3),
     ],
 )
 async def test_what_the_engine_does(path: str, field: str, value: Any, expected: Any) -> None:
@@ -203,9 +204,3 @@ async def test_bad_words_are_banned_with_and_without_a_space(path: str) -> None:
     assert set(client.submitted[0][2].banned_sequences) == sequences
     _, client = await ask(path, bad_words=[])
     assert client.submitted[0][2].banned_sequences == ()
-
-
-async def test_no_priority_but_the_usual_one() -> None:
-    for path in BODIES:
-        await ask(path, priority=0)
-        assert (await refused(path, priority=1))["code"] == "unsupported_parameter"

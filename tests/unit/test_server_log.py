@@ -301,7 +301,7 @@ async def test_a_request_in_one_line(lines: Lines, stream: bool) -> None:
         "prompts": 1, "choices": 1, "prompt_tokens": 8, "cached_tokens": 0, "completion_tokens": 5,
         "finish_reason": "length",
     }  # fmt: skip
-    assert {name: fields[name] for name in expected} == expected
+    assert {name: fields[name] for name in expected} == expected and "priority" not in fields
     text = re.sub(r"[\d.]+ m?s", "T", line.getMessage())
     assert text == (
         f"127.0.0.1 POST {CHAT} 200 T | 8 prompt tokens (0 cached), 5 generated, first after T, length | "
@@ -311,8 +311,9 @@ async def test_a_request_in_one_line(lines: Lines, stream: bool) -> None:
 
 async def test_several_prompts_and_choices(lines: Lines) -> None:
     async with in_process() as (http, _):
-        await http.post(COMPLETIONS, json={"prompt": ["ab", "abc"], "n": 2, "max_tokens": 3})
+        await http.post(COMPLETIONS, json={"prompt": ["ab", "abc"], "n": 2, "max_tokens": 3, "priority": 7})
     (fields,) = lines.fields()
+    assert fields["priority"] == 7
     assert (fields["prompts"], fields["choices"], fields["prompt_tokens"], fields["completion_tokens"]) == (
         2,
         4,
