@@ -32,7 +32,7 @@ from engine.sched.limits import RequestLimits
 from engine.sched.scheduler import Scheduler
 from engine.sched.show import Showcase
 from engine.sched.stopping import StopRules
-from engine.types import EngineSnapshot, SamplingParams, TokenOutput
+from engine.types import EngineSnapshot, SamplingParams, TokenOutput, token_array
 from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -58,12 +58,13 @@ class EngineCore:
         model, limits = config.model, config.scheduler
         self.kv = KVManager(config.cache)
         self.grammars = grammars
+        self._limits = RequestLimits(
+            model.vocab_size, model.max_model_len, limits.max_num_seqs, self.kv.capacity_tokens
+        )
         self.scheduler = Scheduler(
             limits,
             self.kv,
-            RequestLimits(
-                model.vocab_size, model.max_model_len, limits.max_num_seqs, self.kv.capacity_tokens
-            ),
+            self._limits,
             StopRules(model.eos_token_ids),
             clock=clock,
         )
@@ -92,6 +93,7 @@ class EngineCore:
             Overloaded: the queue is full.
         """
         prompt = _token_ids(prompt_ids)
+        self._limits.check_prompt(prompt)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
         leader, *followers = (
             Request(
@@ -279,9 +281,9 @@ def choice_seed(seed: int, index: int) -> int:
     return z - 2**64 if z >= 2**63 else z
 
 
-def _token_ids(prompt_ids: Sequence[int]) -> list[int]:
+def _token_ids(prompt_ids: Sequence[int]) -> array[int]:
     """Plain unsigned 32-bit integers, or an error that names the prompt."""
     try:
-        return array("I", prompt_ids).tolist()
-    except (TypeError, ValueError, OverflowError):
+        return token_array(prompt_ids)
+    except (TypeError, OverflowError):
         raise InvalidRequest("The prompt must be a list of token ids.", "prompt") from None

@@ -6,7 +6,8 @@ Standard library only. Nothing here knows HTTP, tensors or scheduling.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
 from typing import NamedTuple
@@ -160,6 +161,19 @@ class SamplingParams:
     @property
     def penalised(self) -> bool:
         return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0
+
+
+def token_array(token_ids: Iterable[int]) -> array[int]:
+    """Token ids as 4 bytes each, so that long prompts are quick to copy, compare and send. An array that is
+    one already is returned itself.
+
+    Raises:
+        TypeError, OverflowError: something in it is not an unsigned 32-bit integer.
+    """
+    if isinstance(token_ids, array) and token_ids.typecode == "I":
+        return token_ids
+    # iter: bytes would be taken for 4-byte items; a list is read five times faster than what it iterates.
+    return array("I", token_ids if isinstance(token_ids, list) else iter(token_ids))
 
 
 def _in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

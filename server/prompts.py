@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from engine.errors import ContextTooLong, QuireError
+from engine.types import token_array
 from server import chat, spans
 from server.errors import invalid
 from server.spans import MessageSpan
@@ -62,7 +64,7 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        ids: what the engine computes.
+        ids: what the engine computes; long ones are an array, for the time that lists take.
         text: the same, where the reply may have to repeat it.
         messages: which of the ids are which message's, where that was asked and can be told.
     """
@@ -95,7 +97,7 @@ class Prompts:
         """
         _check_length(len(text), context_tokens)
         ids = await self.run(
-            len(text), lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            len(text), lambda: token_array(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
         )
         return Prompt(_not_empty(ids, "prompt"), text)
 
@@ -113,7 +115,7 @@ class Prompts:
             )
         if min(ids) < 0 or max(ids) >= vocab_size:
             raise invalid(f"prompt: a token id is not in the vocabulary (0 to {vocab_size - 1}).", "prompt")
-        return Prompt(ids)
+        return Prompt(token_array(ids))
 
     async def from_messages(
         self,
@@ -144,7 +146,8 @@ class Prompts:
         def render() -> Prompt:
             turns = chat.with_arguments(messages)
             ids = template.render(turns, add_generation_prompt=add_generation_prompt, **variables)
-            return Prompt(_not_empty(ids, "messages"), messages=find_spans(ids, turns) if locate else None)
+            found = find_spans(ids, turns) if locate else None
+            return Prompt(_not_empty(token_array(ids), "messages"), messages=found)
 
         def find_spans(
             ids: Sequence[int], messages: Sequence[Mapping[str, Any]]
@@ -172,7 +175,7 @@ def _check_length(chars: int, context_tokens: int) -> None:
         )
 
 
-def _not_empty(ids: list[int], param: str) -> list[int]:
+def _not_empty(ids: array[int], param: str) -> array[int]:
     if not ids:
         raise invalid(f"{param}: must not be empty.", param)
     return ids

@@ -8,6 +8,7 @@ the escaping of its text and one join.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,7 +23,14 @@ from server.prompts import Tokenizer
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
-encode = msgspec.json.Encoder().encode
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, array):
+        return value.tolist()
+    raise NotImplementedError(f"a {type(value).__name__} is not JSON")
+
+
+encode = msgspec.json.Encoder(enc_hook=_plain).encode
 
 Usage = Callable[[], Mapping[str, Any]]
 
@@ -60,6 +68,10 @@ class Frames(Protocol):
 
     @property
     def keep_alive(self) -> bytes: ...
+    def begin(self) -> bytes:
+        """The frames before the first token's; may be empty."""
+        ...
+
     def event(self, choice: int, event: TokenEvent) -> bytes: ...
     def end(self) -> bytes: ...
     def failed(self, error: ApiError) -> bytes: ...
@@ -75,8 +87,11 @@ class Chunks(ABC):
         self._usage = usage
         self._last_usage, self._every_usage = usage_in_stream
         self._base = encode(head.fields(self.object_name))[:-1]
-        self._leads: dict[int, bytes] = {}
         self._plain_end = self._ending()
+
+    def begin(self) -> bytes:
+        """The frames before the first token's."""
+        return b""
 
     @abstractmethod
     def event(self, choice: int, event: TokenEvent) -> bytes:
@@ -106,7 +121,7 @@ class Chunks(ABC):
 
 
 class ExplainedChunks:
-    """A stream that says of each prompt's first choice, in its first chunk, what the cache had.
+    """A stream that says of each prompt's first choice, with its first token, what the cache had.
 
     Args:
         chunks: the stream without it.
@@ -119,6 +134,7 @@ class ExplainedChunks:
         self._n = n
         self._explain = explain
         self._told: set[int] = set()
+        self.begin = chunks.begin
         self.end = chunks.end
         self.failed = chunks.failed
         self.keep_alive = chunks.keep_alive
@@ -137,26 +153,32 @@ class ExplainedChunks:
 
 
 class ChatChunks(Chunks):
-    """chat.completion.chunk: a role first, then text, then the finish reason alone."""
+    """chat.completion.chunk: each choice's role at once, then text, then the finish reason alone.
+
+    Args:
+        n: choices.
+    """
 
     object_name = "chat.completion.chunk"
     _first_content = b'""'
+    _before_text = b'"delta":{"content":'
 
     def __init__(
-        self, head: Head, usage: Usage, usage_in_stream: tuple[bool, bool], tokenizer: Tokenizer
+        self, head: Head, usage: Usage, usage_in_stream: tuple[bool, bool], tokenizer: Tokenizer, n: int
     ) -> None:
         super().__init__(head, usage, usage_in_stream)
         self._tokenizer = tokenizer
+        self._leads = [self._lead(choice, self._before_text) for choice in range(n)]
         self._text_end = b'},"logprobs":null,"finish_reason":null' + self._plain_end
 
+    def begin(self) -> bytes:
+        return b"".join([self._role(choice) for choice in range(len(self._leads))])
+
     def event(self, choice: int, event: TokenEvent) -> bytes:
-        lead = self._leads.get(choice)
-        if lead is not None and event.finish_reason is None and not event.logprobs and not self._every_usage:
+        lead = self._leads[choice]
+        if event.finish_reason is None and not event.logprobs and not self._every_usage:
             return lead + encode(event.text) + self._text_end if event.text else b""
         frames = b""
-        if lead is None:
-            lead = self._leads[choice] = self._lead(choice, b'"delta":{"content":')
-            frames = self._role(choice)
         if event.text or event.logprobs:
             frames += lead + encode(event.text) + self._text_tail(event)
         if event.finish_reason is not None:
@@ -192,6 +214,7 @@ class CompletionChunks(Chunks):
         echoes: Sequence[Echo | None],
     ) -> None:
         super().__init__(head, usage, usage_in_stream)
+        self._leads: dict[int, bytes] = {}
         self._echoes = echoes
         self._writers = [LegacyLogprobs(tokenizer) for _ in echoes]
         self._text_end = b',"logprobs":null,"finish_reason":null' + self._plain_end

@@ -31,6 +31,8 @@ class ParsedChunks(ChatChunks):
         named: the caller named the function that is called.
     """
 
+    _before_text = b'"delta":'
+
     def __init__(
         self,
         head: Head,
@@ -42,7 +44,7 @@ class ParsedChunks(ChatChunks):
         show_reasoning: bool = True,
         named: bool = False,
     ) -> None:
-        super().__init__(head, usage, usage_in_stream, tokenizer)
+        super().__init__(head, usage, usage_in_stream, tokenizer, len(parsers))
         self._parsers = parsers
         self._show_reasoning = show_reasoning
         self._named = named
@@ -56,9 +58,6 @@ class ParsedChunks(ChatChunks):
         if event.finish_reason is not None:
             pieces += parser.finish()
         frames: list[bytes] = []
-        if choice not in self._leads:
-            self._leads[choice] = self._lead(choice, b'"delta":')
-            frames.append(self._role(choice))
         if any(isinstance(piece, CallEnd) for piece in pieces):
             self._called.add(choice)
         deltas = [delta for piece in pieces if (delta := self._delta(piece)) is not None]

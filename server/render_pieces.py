@@ -77,12 +77,13 @@ class PiecesStream(ABC):
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self.last: TokenEvent | None = None
-        self._begun = False
+
+    @abstractmethod
+    def begin(self) -> bytes:
+        """The frames before all others."""
 
     def event(self, choice: int, event: TokenEvent) -> bytes:
-        frames = [] if self._begun else [self.begin()]
-        self._begun = True
-        frames += [self.piece(piece) for piece in self.reader.pieces(event)]
+        frames = [self.piece(piece) for piece in self.reader.pieces(event)]
         if event.finish_reason is not None:
             self.last = event
         return b"".join(frames)
@@ -91,10 +92,6 @@ class PiecesStream(ABC):
     def cut_off(self) -> bool:
         """Whether the limit of tokens ended it."""
         return self.last is not None and self.last.finish_reason is FinishReason.LENGTH
-
-    @abstractmethod
-    def begin(self) -> bytes:
-        """The frames before all others."""
 
     @abstractmethod
     def piece(self, piece: Piece) -> bytes: ...

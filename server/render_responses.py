@@ -144,8 +144,7 @@ class ResponseStream(PiecesStream):
         return self._stop("response.completed", items.COMPLETED)
 
     def failed(self, error: ApiError) -> bytes:
-        begun = b"" if self._begun else self.begin()
-        return begun + self._stop("response.failed", "failed", {"code": SERVER, "message": error.message})
+        return self._stop("response.failed", "failed", {"code": SERVER, "message": error.message})
 
     def _stop(self, event: str, status: str, error: Fields | None = None) -> bytes:
         closing = self._close(items.COMPLETED if status == items.COMPLETED else items.INCOMPLETE)

@@ -27,7 +27,11 @@ logger = logging.getLogger("quire")
 
 
 class EventStream(Response):
-    """The response of a streamed request."""
+    """The response of a streamed request, which the engine has taken: what it refuses gets a status instead.
+
+    Args:
+        chunks: writes the frames; those before the first token's are sent at once.
+    """
 
     def __init__(
         self,
@@ -72,6 +76,9 @@ class EventStream(Response):
 
     async def _send_events(self, send: Send) -> None:
         render = self._chunks.event
+        begun = self._chunks.begin()
+        if begun:
+            await send({"type": "http.response.body", "body": begun, "more_body": True})
         async for choice, event in self._generation.events():
             frames = render(choice, event)
             if frames:

@@ -36,19 +36,26 @@ class TokenIdChunks:
         self.failed = chunks.failed
         self.keep_alive = chunks.keep_alive
 
+    def begin(self) -> bytes:
+        return self._with_ids(self._chunks.begin(), [])
+
     def event(self, choice: int, event: TokenEvent) -> bytes:
         waiting = self._waiting.setdefault(choice, [])
         waiting += event.token_ids
         frames = self._chunks.event(choice, event)
         if not frames:
             return b""
-        *before, last = [_decode(frame.removeprefix(_LEAD)) for frame in frames.split(_END) if frame]
-        for chunk in before:
-            chunk["choices"][0]["token_ids"] = []
-        last["choices"][0]["token_ids"] = list(waiting)
-        waiting.clear()
-        self._tell_prompt(choice, (*before, last)[0])
-        return b"".join(_LEAD + encode(chunk) + _END for chunk in (*before, last))
+        del self._waiting[choice]
+        return self._with_ids(frames, waiting)
+
+    def _with_ids(self, frames: bytes, token_ids: Sequence[int]) -> bytes:
+        """The ids are those of the last frame."""
+        chunks = [_decode(frame.removeprefix(_LEAD)) for frame in frames.split(_END) if frame]
+        for at, chunk in enumerate(chunks, 1):
+            (choice,) = chunk["choices"]
+            choice["token_ids"] = token_ids if at == len(chunks) else []
+            self._tell_prompt(choice["index"], chunk)
+        return b"".join(_LEAD + encode(chunk) + _END for chunk in chunks)
 
     def _tell_prompt(self, choice: int, chunk: dict[str, Any]) -> None:
         who = choice if self._per_choice else 0

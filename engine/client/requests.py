@@ -42,7 +42,8 @@ def check_request(info: EngineInfo, prompt_ids: Sequence[int], params: SamplingP
     limits = RequestLimits(
         info.vocab_size, info.max_model_len, info.max_num_seqs, info.largest_request_tokens
     )
-    limits.max_output(prompt_ids, params)
+    limits.check_prompt(prompt_ids)
+    limits.max_output(len(prompt_ids), params)
 
 
 class Live:

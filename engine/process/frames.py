@@ -8,8 +8,8 @@ ever decoded: no pickle, no code, no frame larger than MAX_FRAME_BYTES.
 
 from __future__ import annotations
 
-import array
 import struct
+from array import array
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -18,7 +18,7 @@ import msgspec
 from engine.config import EngineOptions
 from engine.grammar import Grammar
 from engine.logs import LogOptions
-from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenOutput
+from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenOutput, token_array
 from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
 # Prompt logprobs of a very long prompt are the largest thing that is sent.
@@ -171,13 +171,13 @@ def pack(frame: ToEngine | FromEngine) -> bytes:
 
 def pack_ids(token_ids: Sequence[int]) -> bytes:
     """Token ids as 4 bytes each: one copy, where a list of numbers would be parsed one by one."""
-    return array.array("i", iter(token_ids)).tobytes()  # iter: bytes would be taken for 4-byte items
+    return token_array(token_ids).tobytes()
 
 
-def unpack_ids(data: bytes) -> list[int]:
-    ids = array.array("i")
+def unpack_ids(data: bytes) -> array[int]:
+    ids = array("I")
     ids.frombytes(data)
-    return ids.tolist()
+    return ids
 
 
 class Splitter(Generic[T]):

@@ -116,7 +116,7 @@ class Scheduler:
         """
         if leader.request_id in self._ledger:
             raise InvalidRequest("A request with this id is already being served.", "request_id")
-        max_output = self._limits.max_output(leader.token_ids, leader.params)
+        max_output = self._limits.max_output(leader.prompt_len, leader.params)
         # The rule of the client, who asks first. A stricter one here would break requests that it let in.
         live, most = self._ledger.num_live, self._config.max_num_seqs + self._config.max_queued_requests
         if live + 1 + len(leader.followers) > most:

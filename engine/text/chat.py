@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -297,12 +298,13 @@ def _move_spans(spans: Sequence[tuple[int, int]], text: str, other: str) -> list
     here, there = _visible(text), _visible(other)
     if len(here) != len(there) or any(text[i] != other[j] for i, j in zip(here, there, strict=True)):
         return None
-    place = dict(zip(here, there, strict=True))
     moved = []
     for start, stop in spans:
-        if start not in place or stop - 1 not in place:
+        # Not a dictionary of all places: of a million characters it would be made in one long breath.
+        first, last = bisect_left(here, start), bisect_left(here, stop - 1)
+        if here[first : first + 1] != [start] or here[last : last + 1] != [stop - 1]:
             return None
-        span = (place[start], place[stop - 1] + 1)
+        span = (there[first], there[last] + 1)
         if other[slice(*span)] != text[start:stop]:
             return None
         moved.append(span)

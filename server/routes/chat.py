@@ -80,7 +80,9 @@ class ChatApi(Api[ChatRequest]):
             return _usage(generation, sum(parser.reasoning_tokens for parser in parsers))
 
         if not parsers:
-            return ChatChunks(head, usage, request.usage_in_stream, self.service.tokenizer)
+            return ChatChunks(
+                head, usage, request.usage_in_stream, self.service.tokenizer, generation.params.n
+            )
         show = request.include_reasoning is not False
         return ParsedChunks(
             head,

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -78,10 +79,10 @@ def request(path: str, *headers: str, method: str = "GET", body: bytes = b"") ->
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-def post(body: dict[str, object]) -> bytes:
+def post(body: dict[str, Any], path: str = CHAT) -> bytes:
     data = json.dumps(body).encode()
     return request(
-        CHAT, "Content-Type: application/json", f"Content-Length: {len(data)}", method="POST", body=data
+        path, "Content-Type: application/json", f"Content-Length: {len(data)}", method="POST", body=data
     )
 
 
@@ -282,6 +283,34 @@ def test_a_caller_who_goes_away_while_sending(server: Live) -> None:
         )
     server.until(lambda: server.server.service.metrics.active_requests == 0)
     still_serves(server)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "begun"),
+    [
+        (CHAT, {"messages": HELLO, "n": 2}, rb'"index":1,"delta":\{"role":"assistant"'),
+        ("/v1/responses", {"input": "hello"}, rb"event: response.in_progress\n.*\n\n"),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 50}, rb"event: message_start\n.*\n\n"),
+    ],
+)
+def test_a_stream_begins_as_soon_as_the_request_is_queued(
+    path: str, fields: dict[str, Any], begun: bytes
+) -> None:
+    with live(QUICK) as server:
+        metrics = server.server.service.metrics
+        server.call(server.engine.gate.clear)
+        with connection(server) as sock:
+            sock.sendall(post({**fields, "stream": True}, path))
+            received = b""
+            while not re.search(begun, received):
+                received += sock.recv(65536)
+            assert sum(metrics.first_token_s.data().counts) == 0, "no token, so no time to one"
+            server.call(server.engine.gate.set)
+            while not received.endswith(b"0\r\n\r\n"):
+                received += sock.recv(65536)
+        server.until(lambda: sum(metrics.first_token_s.data().counts) == 1)
+        server.engine.max_in_flight = 0
+        assert talk(server, post({**fields, "stream": True}, path)).startswith(b"HTTP/1.1 429")
 
 
 def test_an_idle_stream_is_kept_warm() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.config import EngineOptions
 from engine.process import frames
-from engine.types import EngineSnapshot, FinishReason, SamplingParams, TokenLogprob, TokenOutput
+from engine.types import EngineSnapshot, FinishReason, SamplingParams, TokenLogprob, TokenOutput, token_array
 from engine.views import (
     BlockDetail,
     BlockView,
@@ -106,8 +106,10 @@ def test_frames_survive_any_cut(step: int) -> None:
 
 
 def test_token_ids_are_exact() -> None:
-    ids = [0, 1, 2**31 - 1]
-    assert frames.unpack_ids(frames.pack_ids(ids)) == ids
+    ids = [0, 1, 2**32 - 1]
+    for made in (ids, tuple(ids), token_array(ids)):
+        assert list(frames.unpack_ids(frames.pack_ids(made))) == ids
+    assert frames.pack_ids(b"ab") == frames.pack_ids([97, 98]), "bytes are ids, too"
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,20 @@ from engine.sched.budget import StepBudget
 from engine.sched.limits import RequestLimits
 from engine.sched.queue import Queue
 from engine.sched.stopping import Ending, StopRules
-from engine.types import FinishReason, SamplingParams
+from engine.types import FinishReason, SamplingParams, token_array
 
 LIMITS = RequestLimits(vocab_size=100, max_model_len=50, max_num_seqs=4, pool_tokens=40)
 
 
 class TestLimits:
     def test_an_open_length_becomes_what_context_and_pool_leave(self) -> None:
-        assert LIMITS.max_output([1] * 10, SamplingParams()) == 30
+        assert LIMITS.max_output(10, SamplingParams()) == 30
         roomy = RequestLimits(100, 50, 4, pool_tokens=4000)
-        assert roomy.max_output([1] * 10, SamplingParams()) == 40
+        assert roomy.max_output(10, SamplingParams()) == 40
 
     def test_a_given_length_is_kept(self) -> None:
-        assert LIMITS.max_output([1] * 10, SamplingParams(max_tokens=30)) == 30
-        assert LIMITS.max_output([1] * 40, SamplingParams(max_tokens=0)) == 0
+        assert LIMITS.max_output(10, SamplingParams(max_tokens=30)) == 30
+        assert LIMITS.max_output(40, SamplingParams(max_tokens=0)) == 0
 
     @pytest.mark.parametrize(
         ("prompt", "params", "error", "words", "param"),
@@ -49,9 +49,17 @@ class TestLimits:
         param: str,
     ) -> None:
         with pytest.raises(error) as caught:
-            LIMITS.max_output(prompt, params)
+            LIMITS.check_prompt(prompt)
+            LIMITS.max_output(len(prompt), params)
         assert caught.value.param == param
         assert all(word in caught.value.message for word in words)
+
+    def test_an_array_is_checked_like_a_list(self) -> None:
+        LIMITS.check_prompt(token_array([0, 99]))
+        with pytest.raises(InvalidRequest, match="100"):
+            LIMITS.check_prompt(token_array([100, 5]))
+        with pytest.raises(InvalidRequest, match="empty"):
+            LIMITS.check_prompt(token_array([]))
 
 
 class TestStopRules:

@@ -7,7 +7,7 @@ import math
 
 from engine.types import FinishReason, TokenEvent, TokenLogprob
 from server.logprobs import LegacyLogprobs, chat_entries
-from server.render import ChatChunks, Choice, CompletionChunks, Echo, Head
+from server.render import DONE, ChatChunks, Choice, CompletionChunks, Echo, Head
 from tests.helpers.fake_client import FakeTokenizer
 from tests.helpers.http import chat_text, frames
 
@@ -25,7 +25,7 @@ def last(text: str = "", index: int = 0) -> TokenEvent:
 
 
 def test_any_text_survives() -> None:
-    chunks = ChatChunks(HEAD, no_usage, (False, False), TOKENIZER)
+    chunks = ChatChunks(HEAD, no_usage, (False, False), TOKENIZER, 1)
     stream = b"".join(chunks.event(0, TokenEvent(0, character, (1,))) for character in AWKWARD)
     stream += chunks.event(0, last("end")) + chunks.end()
     parsed = frames(stream.decode())
@@ -33,9 +33,13 @@ def test_any_text_survives() -> None:
     assert {chunk["id"] for chunk in parsed} == {'id"1'}
 
 
-def test_events_without_text_write_nothing_but_the_role() -> None:
-    chunks = ChatChunks(HEAD, no_usage, (False, False), TOKENIZER)
-    assert b'"role":"assistant"' in chunks.event(0, TokenEvent(0, "", (1,)))
+def test_each_choice_begins_with_its_role_and_events_without_text_write_nothing() -> None:
+    chunks = ChatChunks(HEAD, no_usage, (False, False), TOKENIZER, 1)
+    begun = frames((ChatChunks(HEAD, no_usage, (False, False), TOKENIZER, 2).begin() + DONE).decode())
+    assert [(c["index"], c["delta"]["role"]) for chunk in begun for c in chunk["choices"]] == [
+        (0, "assistant"),
+        (1, "assistant"),
+    ]
     assert chunks.event(0, TokenEvent(0, "", (1,))) == b""
 
 
