@@ -8,7 +8,12 @@ Unpaced, the engine runs ahead and the API process sends several tokens in one c
 tokens. With `--step-ms` a step takes that long, so each token is a chunk of its own, as with a model: raise
 the pace until it is no longer kept. Both are measured by default.
 
+With `--beside-mb` prompts of that size are posted one after another, in every second round, while the streams
+run: what they cost the others is the difference of the longest time between two chunks of a round. A prompt
+of more tokens than `--context` is tokenised and then refused.
+
     python -m benchmarks.frontend [--streams 256] [--tokens 400] [--step-ms 0 12] [--api chat] [--json FILE]
+    python -m benchmarks.frontend --beside-mb 1 --context 1000000 --streams 16 --step-ms 12 [--pairs 8]
 """
 
 from __future__ import annotations
@@ -17,12 +22,14 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +43,7 @@ from engine.types import EngineInfo
 GOAL_TOKENS_PER_S = 15_000
 BLOCK_SIZE = 32
 MAX_MODEL_LEN = 4096
+WORDS = ("the", "cache", "holds\n", "blocks;", '"wait"', "<b>in</b>", "über", "12", "{x:", "[1,", "2]}")
 
 
 class _Drawn(NamedTuple):
@@ -81,24 +89,25 @@ def build_engine(
     assert tokenizer.byte_table is not None
     plain = [i for i, text in enumerate(tokenizer.byte_table) if text.isascii() and text.isalnum()]
     streams = options.max_num_seqs or 1
-    blocks = 1 + streams * (MAX_MODEL_LEN // BLOCK_SIZE)
+    max_model_len = options.max_model_len or MAX_MODEL_LEN
+    blocks = 1 + (streams * MAX_MODEL_LEN + max_model_len) // BLOCK_SIZE
     config = EngineConfig(
         model=ModelConfig(
-            options.model, "instant", "float32", "cpu", MAX_MODEL_LEN, tokenizer.vocab_size, (), 0
+            options.model, "instant", "float32", "cpu", max_model_len, tokenizer.vocab_size, (), 0
         ),
         cache=CacheConfig(BLOCK_SIZE, blocks, 1, prefix_caching=True),
         scheduler=SchedulerConfig(streams, 8192, 4 * streams),
     )
     info = EngineInfo(
         model="instant", architecture="none", dtype="float32", device="cpu", backend="none",
-        vocab_size=tokenizer.vocab_size, max_model_len=MAX_MODEL_LEN, eos_token_ids=(), block_size=BLOCK_SIZE,
+        vocab_size=tokenizer.vocab_size, max_model_len=max_model_len, eos_token_ids=(), block_size=BLOCK_SIZE,
         num_blocks=blocks, weight_bytes=0, kv_bytes=0, max_num_seqs=streams, max_num_batched_tokens=8192,
-        max_queued_requests=4 * streams, prefix_caching=True, largest_request_tokens=MAX_MODEL_LEN,
+        max_queued_requests=4 * streams, prefix_caching=True, largest_request_tokens=max_model_len,
     )  # fmt: skip
     return EngineCore(config, PacedExecutor(plain, step_s)), info
 
 
-def serve(model: str, streams: int, step_ms: float) -> None:
+def serve(model: str, streams: int, step_ms: float, max_model_len: int) -> None:
     """The API process: prints its port and serves until it is told to stop."""
     import uvloop
 
@@ -108,7 +117,12 @@ def serve(model: str, streams: int, step_ms: float) -> None:
     from server.run import Server, listen
     from server.settings import ServerSettings
 
-    options = EngineOptions(model=model, served_model_name=f"{step_ms:g}", max_num_seqs=streams)
+    options = EngineOptions(
+        model=model,
+        served_model_name=f"{step_ms:g}",
+        max_num_seqs=streams,
+        max_model_len=max_model_len,
+    )
     settings = ServerSettings(engine=options, model_name="instant", access_log=False)
     tokenizer = Tokenizer.from_dir(model)
 
@@ -137,7 +151,9 @@ class Cpu:
 def serving(args: argparse.Namespace, step_ms: float) -> Iterator[tuple[str, Cpu]]:
     """An API process and its engine, until the end of the block."""
     command = [sys.executable, "-m", "benchmarks.frontend", "--serve", "--model", args.model]
-    command += ["--streams", str(args.streams), "--step-ms", str(step_ms)]
+    streams = args.streams + bool(args.beside_mb)
+    command += ["--streams", str(streams), "--step-ms", str(step_ms)]
+    command += ["--context", str(args.context)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=machine.ROOT) as server:
         assert server.stdout is not None
         try:
@@ -173,6 +189,47 @@ def measure(url: str, cpu: Cpu, args: argparse.Namespace) -> dict[str, Any]:
     return {"bench": as_dict(result), "warmup_tokens": warmup_tokens, "cpu_s": spent, "wall_s": wall_s}
 
 
+async def longest_gap(url: str, args: argparse.Namespace, beside: bytes) -> float:
+    """Streams for one round; `beside` is posted meanwhile, again and again, if there is any.
+
+    Returns:
+        The longest time between two chunks of a stream, in milliseconds.
+    """
+    from server.bench.client import ApiClient
+
+    client, path = ApiClient(url, None, 120), "/v1/completions"
+    fields = {"prompt": "one two", "max_tokens": args.tokens, "stream": True}
+    streams = [
+        asyncio.create_task(client.stream(path, json.dumps(fields).encode())) for _ in range(args.streams)
+    ]
+    while beside and not all(stream.done() for stream in streams):
+        await asyncio.sleep(0.2)
+        record = await client.stream(path, beside)
+        if record.error is not None and not record.error.kind.startswith("HTTP 400"):
+            raise record.error
+    records = await asyncio.gather(*streams)
+    client.close()
+    return 1000 * max(after - before for r in records for before, after in pairwise(r.text_s))
+
+
+def measure_beside(url: str, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Rounds without and with long prompts, in turns."""
+    import uvloop
+
+    gaps: dict[str, list[float]] = {"alone": [], "beside": []}
+    for number in range(args.pairs):
+        words = random.Random(number).choices(WORDS, k=int(args.beside_mb * 2**18))
+        text = " ".join(words)[: int(args.beside_mb * 2**20)]
+        body = json.dumps({"prompt": text, "max_tokens": 1, "stream": True}, ensure_ascii=False).encode()
+        for name, posted in (("alone", b""), ("beside", body)):
+            gaps[name].append(uvloop.run(longest_gap(url, args, posted)))
+        print(f"longest gap {gaps['alone'][-1]:.1f} ms alone, {gaps['beside'][-1]:.1f} ms beside", flush=True)
+    for find in (statistics.median, min):
+        alone, beside = find(gaps["alone"]), find(gaps["beside"])
+        print(f"{find.__name__}: {alone:.1f} alone, {beside:.1f} beside: {beside - alone:+.1f} ms")
+    return gaps
+
+
 def describe(run: dict[str, Any]) -> str:
     bench = run["bench"]
     latency = bench["latency"]
@@ -195,6 +252,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="requests per stream")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--step-ms", type=float, nargs="+", default=[0, 12])
+    parser.add_argument("--beside-mb", type=float, default=0.0, help="size of prompts posted meanwhile")
+    parser.add_argument("--context", type=int, default=MAX_MODEL_LEN, help="tokens that a request may have")
+    parser.add_argument("--pairs", type=int, default=8, help="with --beside-mb: rounds without and with")
     parser.add_argument("--api", choices=("completions", "chat"), default="completions")
     parser.add_argument("--model", help="whose tokenizer to use (default: the built-in model's)")
     parser.add_argument("--json", type=Path)
@@ -205,12 +265,15 @@ def main() -> None:
 
         args.model = str(builtin.path())
     if args.serve:
-        serve(args.model, args.streams, args.step_ms[0])
-    results = {}
+        serve(args.model, args.streams, args.step_ms[0], args.context)
+    results: dict[str, Any] = {}
     for step_ms in args.step_ms:
         offered = f"{args.streams / step_ms * 1000:,.0f} tokens/s offered" if step_ms else "as fast as it can"
         print(f"{args.streams} streams, {step_ms:g} ms a step ({offered})")
         with serving(args, step_ms) as (url, cpu):
+            if args.beside_mb:
+                results[f"{step_ms:g}"] = measure_beside(url, args)
+                continue
             runs = []
             for _ in range(args.repeats):
                 runs.append(measure(url, cpu, args))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from engine.client.cache import CacheDesk
+from engine.client.questions import QuestionDesk
 from engine.client.requests import RequestTable
 from engine.grammar import Grammar
 from engine.types import EngineInfo, EngineSnapshot
@@ -15,7 +15,7 @@ class DeskClient:
     """The part of an EngineClient that does not depend on where the engine runs. Its subclass sets these."""
 
     _table: RequestTable
-    _cache: CacheDesk
+    _desk: QuestionDesk
     _snapshot: EngineSnapshot
 
     @property
@@ -29,22 +29,22 @@ class DeskClient:
         return self._snapshot
 
     async def probe_cache(self, prompt_ids: Sequence[int], scope: CacheScope = DEFAULT_SCOPE) -> CacheReport:
-        return await self._cache.probe(self.info, prompt_ids, scope)
+        return await self._desk.probe(self.info, prompt_ids, scope)
 
     async def compile_grammar(self, grammar: Grammar) -> None:
-        await self._cache.compile(grammar)
+        await self._desk.compile(grammar)
 
     async def cache_page(self, first_block: int = 1, limit: int = 1000, state: str = "") -> CachePage:
-        return await self._cache.page(first_block, limit, state)
+        return await self._desk.page(first_block, limit, state)
 
     async def cache_block(self, block_id: int) -> BlockDetail | None:
-        return await self._cache.block(block_id)
+        return await self._desk.block(block_id)
 
     async def reset_cache(self) -> int:
-        return await self._cache.reset()
+        return await self._desk.reset()
 
     def watch_pool(self) -> AsyncIterator[PoolFrame]:
-        return self._cache.watch()
+        return self._desk.watch()
 
     def public_id(self, number: str) -> str:
         return self._table.public_id(number)

@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from engine.client.cache import CacheDesk
 from engine.client.desk_client import DeskClient
+from engine.client.questions import QuestionDesk
 from engine.client.requests import RequestTable
 from engine.errors import EngineDead
 from engine.process import frames
@@ -42,7 +42,7 @@ class InProcessClient(DeskClient):
         self._info = info
         self._engine = EngineLoop(core, self._emit)
         self._table = RequestTable(tokenizer, lambda wire_id, index: self._engine.put(Cancel(wire_id, index)))
-        self._cache = CacheDesk(self._engine.put, lambda: self._dead)
+        self._desk = QuestionDesk(self._engine.put, lambda: self._dead)
         self._step_timeout_s = step_timeout_s
         self._snapshot = core.snapshot()
         self._dead: str | None = "The engine is not started."
@@ -80,7 +80,7 @@ class InProcessClient(DeskClient):
 
     def _receive(self, frame: frames.Outputs | frames.Answer | frames.Pool) -> None:
         if not isinstance(frame, frames.Outputs):
-            self._cache.receive(frame)
+            self._desk.receive(frame)
             return
         if frame.snapshot is not None:
             self._snapshot = frame.snapshot
@@ -89,7 +89,7 @@ class InProcessClient(DeskClient):
     def _die(self, reason: str) -> None:
         self._dead = reason
         self._table.fail_all(reason)
-        self._cache.fail_all(reason)
+        self._desk.fail_all(reason)
 
     def submit(
         self,

@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from engine import errors
-from engine.client.cache import CacheDesk
 from engine.client.desk_client import DeskClient
+from engine.client.questions import QuestionDesk
 from engine.client.requests import RequestTable
 from engine.config import EngineOptions
 from engine.errors import ConfigError, EngineDead
@@ -86,7 +86,7 @@ class ProcessClient(DeskClient):
         self._on_progress = on_progress
         self._limits = supervision or Supervision()
         self._table = RequestTable(tokenizer, self._cancel)
-        self._cache = CacheDesk(self._send, lambda: self._why_dead)
+        self._desk = QuestionDesk(self._send, lambda: self._why_dead)
         self._info: EngineInfo | None = None
         self._process: EngineProcess | None = None
         self._ready: asyncio.Future[EngineInfo] | None = None
@@ -149,7 +149,7 @@ class ProcessClient(DeskClient):
                 self._snapshot = frame.snapshot
             self._table.dispatch(frame.outputs)
         elif isinstance(frame, frames.Answer | frames.Pool):
-            self._cache.receive(frame)
+            self._desk.receive(frame)
         elif isinstance(frame, frames.Heartbeat):
             self._heard_s, self._busy_s = time.monotonic(), frame.busy_s
         elif isinstance(frame, frames.Progress):
@@ -190,7 +190,7 @@ class ProcessClient(DeskClient):
         log.error("the engine died: %s", reason)
         self._why_dead = f"The engine died: {reason}. A new one is starting."
         self._table.fail_all("The engine died while it worked on this request.")
-        self._cache.fail_all("The engine died before it answered.")
+        self._desk.fail_all("The engine died before it answered.")
         self._spawn(self._replace(self._process, hung))
 
     async def _replace(self, dead: EngineProcess, hung: bool) -> None:
@@ -277,7 +277,7 @@ class ProcessClient(DeskClient):
         self.start_draining()
         self._why_dead = "The engine was stopped."
         self._table.fail_all(self._why_dead)
-        self._cache.fail_all(self._why_dead)
+        self._desk.fail_all(self._why_dead)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:

@@ -15,7 +15,6 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -47,17 +46,16 @@ class CompiledGrammars:
     """The Grammars of one model. Keeps the most recently used ones.
 
     Args:
-        load: makes the model's tokenizer, whose byte table says what each token is. Called at once, in a
-            thread: a large one takes a second or two, which weights take as well.
+        load: makes the model's tokenizer, whose byte table says what each token is. Called for the first
+            grammar, by whoever compiles it: a large one takes a second or two.
         vocab_size: of the model, which may be larger than the tokenizer's or smaller.
         eos_token_ids: the model's ends of turn, allowed where the grammar may end.
     """
 
     def __init__(self, load: Callable[[], Tokenizer], vocab_size: int, eos_token_ids: Sequence[int]) -> None:
-        self._loaded: Future[_Vocabulary] = Future()
-        args = (load, vocab_size, tuple(eos_token_ids))
-        if INSTALLED:
-            threading.Thread(target=self._load, args=args, name="grammar-tokens", daemon=True).start()
+        self._load: Callable[[], _Vocabulary] = lambda: _Vocabulary(load(), vocab_size, tuple(eos_token_ids))
+        self._loading = threading.Lock()
+        self._loaded: _Vocabulary | None = None
         self._lock = threading.Lock()
         self._kept: OrderedDict[Grammar, _Start] = OrderedDict()
 
@@ -81,7 +79,7 @@ class CompiledGrammars:
         if not INSTALLED:
             raise _refused("this server lacks the package llguidance")
         try:
-            vocabulary = self._loaded.result()
+            vocabulary = self._vocabulary()
         except ModelError:
             raise _refused("the model has no tokenizer") from None
         source = _source(grammar, vocabulary.control)
@@ -96,11 +94,12 @@ class CompiledGrammars:
             raise _refused(problem)
         return start
 
-    def _load(self, load: Callable[[], Tokenizer], vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
-        try:
-            self._loaded.set_result(_Vocabulary(load(), vocab_size, eos_token_ids))
-        except Exception as error:
-            self._loaded.set_exception(error)
+    def _vocabulary(self) -> _Vocabulary:
+        """Loaded once; others who need it meanwhile wait."""
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
 
 
 class TokenMatcher:

@@ -9,6 +9,7 @@ from server import __version__
 from server.errors import ApiError
 from server.metrics import CONTENT_TYPE
 from server.middleware.auth import admin_if_any
+from server.routes.common import check_ready
 from server.service import Phase, Service
 
 
@@ -28,9 +29,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/ready", summary="Should traffic be sent here?")
     async def ready() -> Response:
         """503 while starting, draining, or without a healthy engine."""
-        refusal = service.why_not_ready()
-        if refusal is not None:
-            raise refusal
+        check_ready(service)
         if _trouble(service) is not None:
             raise ApiError(503, "The engine is not healthy.", code="engine_unavailable")
         return JSONResponse({"status": "ready"})

@@ -208,9 +208,9 @@ class FakeCore:
 
     def probe(self, prompt_ids: Sequence[int], scope: CacheScope) -> CacheReport:
         self.questions.append(("probe", tuple(prompt_ids), scope))
-        if bytes(prompt_ids) == b"hang":
+        if bytes(list(prompt_ids)) == b"hang":
             threading.Event().wait()
-        if bytes(prompt_ids) == b"crash":
+        if bytes(list(prompt_ids)) == b"crash":
             raise RuntimeError("crashed as asked")
         return CacheReport(len(prompt_ids), 0, MissReason.DIVERGED, 1, None, None, (5, 6), 1)
 

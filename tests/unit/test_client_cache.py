@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from engine.client import InProcessClient
-from engine.client.cache import FRAMES_KEPT, CacheDesk, PoolWatch
+from engine.client.questions import FRAMES_KEPT, PoolWatch, QuestionDesk
 from engine.core import EngineCore
 from engine.errors import ContextTooLong, EngineDead, InvalidRequest, RequestFailed
 from engine.process import frames, loop
@@ -233,7 +233,7 @@ class TestQuestions:
             await asyncio.wait([asked])
             core.gate.set()
             await anext(stream)
-            assert not client._cache._asked
+            assert not client._desk._asked
             client.abort("a")
 
         run(test)
@@ -358,9 +358,9 @@ def frame(sequence: int, *, full: bool = False) -> PoolFrame:
 class TestSlowWatchers:
     """The desk alone: what is sent is collected."""
 
-    def start(self) -> tuple[CacheDesk, PoolWatch, list[frames.Watch]]:
+    def start(self) -> tuple[QuestionDesk, PoolWatch, list[frames.Watch]]:
         sent: list[frames.Watch] = []
-        desk = CacheDesk(sent.append, lambda: None)  # type: ignore[arg-type]
+        desk = QuestionDesk(sent.append, lambda: None)  # type: ignore[arg-type]
         return desk, desk.watch(), sent
 
     def test_changes_without_a_beginning_are_not_kept(self) -> None:

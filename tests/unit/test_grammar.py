@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,25 @@ def test_compiled_grammars_are_kept_within_a_bound(
     for wanted in (*made[:3], made[0], *made[3:]):
         grammars.start(wanted)
     assert [grammars.ready(wanted) for wanted in made] == [True, False, False, True, True]
+
+
+def test_the_tokenizer_is_loaded_for_the_first_grammar_and_once(tokenizer: Tokenizer) -> None:
+    loads: list[int] = []
+    both = threading.Barrier(2)
+
+    def load() -> Tokenizer:
+        loads.append(1)
+        return tokenizer
+
+    def start(number: int) -> Matcher:
+        both.wait(10)
+        return grammars.start(grammar.regex(f"a{{{number}}}"))
+
+    grammars = CompiledGrammars(load, tokenizer.vocab_size, ())
+    assert not loads
+    with ThreadPoolExecutor(2) as threads:
+        assert len(list(threads.map(start, (1, 2)))) == 2
+    assert len(loads) == 1
 
 
 def test_choices_do_not_share_their_place(compiled: CompiledGrammars, tokenizer: Tokenizer) -> None:

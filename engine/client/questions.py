@@ -33,8 +33,8 @@ COMPILED_AT_ONCE = 4
 _NOTHING = SamplingParams(max_tokens=0)
 
 
-class CacheDesk:
-    """The part of a client that asks about the cache.
+class QuestionDesk:
+    """The part of a client that asks the engine something.
 
     Args:
         send: tells the engine, which lives.
@@ -145,7 +145,7 @@ class CacheDesk:
 class PoolWatch(AsyncIterator[PoolFrame]):
     """One watcher's frames. For one consumer; whoever stops early calls `aclose` or lets go of it."""
 
-    def __init__(self, desk: CacheDesk) -> None:
+    def __init__(self, desk: QuestionDesk) -> None:
         self._desk = desk
         self._loop = asyncio.get_running_loop()
         self._frames: deque[PoolFrame] = deque()
