@@ -91,7 +91,7 @@ class TestExplain:
             for stream in (False, True):
                 body = {"messages": messages, "explain_cache": True, "stream": stream}
                 reply = await http.post(CHAT, json=body)
-                (report,) = (frames(reply.text)[0] if stream else reply.json())["cache"]
+                (report,) = (frames(reply.text)[1] if stream else reply.json())["cache"]
                 assert [m["tokens"] for m in report["messages"]] == [30, 5, 0, 8]
                 assert [m["role"] for m in report["messages"]] == ["system", "user", "assistant", "user"]
                 reused = [m["reused_tokens"] for m in report["messages"]]
