@@ -21,7 +21,11 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefe
 # The library picks one of the isa_* files when it is loaded, so each may assume its instruction set.
 FLAGS: dict[str, list[str]] = {"library": [], "parallel": ["-std=gnu++20"], "isa_generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    FLAGS |= {"isa_avx2": AVX2, "isa_avx512": AVX512, "isa_avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"]}
+    FLAGS |= {
+        "isa_avx2": AVX2,
+        "isa_avx512": AVX512,
+        "isa_avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
+    }
 
 
 class BuildNative(build_ext):

@@ -124,10 +124,11 @@ class PackedLinear:
         kind: what packed it and multiplies with it (`kernels/linear/`).
         weight: the packed elements; only the kind's own module knows their order.
         outputs, inputs: the weight's sizes without padding.
-        bits, scale_OG, zero_OG, order_I: of a quantised weight, as in QuantizedWeight.
+        bits, scale_OG, zero_OG, order_I: of a quantised weight, as in QuantizedWeight; for the native library
+            scales and zeros are in panels too.
     """
 
-    kind: Literal["native", "onednn", "plain", "quantized"]
+    kind: Literal["native", "onednn", "plain", "quantized", "native_quantized"]
     weight: Tensor
     bias_O: Tensor | None
     outputs: int

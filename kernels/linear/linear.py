@@ -50,7 +50,7 @@ def linear(x_TI: Tensor, packed: PackedLinear) -> Tensor:
             wide_TI, packed.weight, packed.bias_O, "none", [], ""
         )
         return y_TO.to(x_TI.dtype)
-    if packed.kind == "quantized":
+    if packed.kind in ("quantized", "native_quantized"):
         return linear_quantized(x_TI, packed)
     return F.linear(x_TI, packed.weight, packed.bias_O)
 
@@ -74,6 +74,8 @@ def _kind(weight_OI: Tensor) -> Literal["native", "onednn", "plain"]:
     if library() is not None and not amx and weight_OI.shape[1] % _interleave(dtype) == 0:
         return "native"
     onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if dtype == torch.bfloat16:
+        onednn = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "onednn" if onednn else "plain"
 
 

@@ -1,7 +1,8 @@
-"""Weights in 8 or 4 bit integers: choosing them, undoing it, and a product in plain torch.
+"""Weights in 8 or 4 bit integers: choosing them, undoing it, and the products.
 
-The product turns a few rows of the weight back into floats at a time: as exact as those, small, and slow.
-It is what runs without the native library.
+The native library multiplies integers with integers (`kernels/native/linear_quantized.h`). Without it, and
+for sizes it does not take, plain torch turns a few rows of the weight back into floats at a time: small, and
+slow.
 
 Shapes: `O` outputs, `I` inputs, `G` groups along the inputs, `J` inputs of one group.
 """
@@ -14,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.native.library import DTYPE_CODE, library
 from kernels.types import PackedLinear, QuantizedWeight
 
+_PANEL = 64  # outputs per panel of the native library
+_PIECE = 256  # inputs that it sums at a time at most
 _CHUNK = 1 << 18  # elements in floats at a time
 _INT4_REACH = 8.3  # steps from zero to the largest weight of a group; between the best for 32 and for 128
 _TINY = 1e-30  # keeps a scale of all-zero weights from dividing by zero
@@ -62,6 +66,12 @@ def dequantize(w: QuantizedWeight, dtype: torch.dtype) -> Tensor:
 def pack_quantized(w: QuantizedWeight, bias_O: Tensor | None, dtype: torch.dtype) -> PackedLinear:
     """Packs a quantised weight for inputs of `dtype`. The caller may drop the original."""
     outputs, inputs = w.value_OI.shape
+    if _is_native(w, dtype):
+        values, zero = _pack_native(w), None if w.zero_OG is None else _in_panels(w.zero_OG)
+        scale = _in_panels(w.scale_OG)
+        return PackedLinear(
+            "native_quantized", values, bias_O, outputs, inputs, w.bits, scale, zero, w.order_I
+        )
     values = _pack_nibbles(w.value_OI) if w.bits == 4 else w.value_OI
     return PackedLinear(
         "quantized", values, bias_O, outputs, inputs, w.bits, w.scale_OG, w.zero_OG, w.order_I
@@ -69,10 +79,59 @@ def pack_quantized(w: QuantizedWeight, bias_O: Tensor | None, dtype: torch.dtype
 
 
 def linear_quantized(x_TI: Tensor, packed: PackedLinear) -> Tensor:
-    """`x @ weight.T + bias` for weights of kind `quantized`."""
-    assert packed.scale_OG is not None
+    """`x @ weight.T + bias` for weights that `pack_quantized` packed."""
     if packed.order_I is not None:
         x_TI = x_TI[:, packed.order_I]
+    return _linear_native(x_TI, packed) if packed.kind == "native_quantized" else _linear_torch(x_TI, packed)
+
+
+def _is_native(w: QuantizedWeight, dtype: torch.dtype) -> bool:
+    """Whether the library takes it: whole words in every group, and groups that pieces of 256 inputs fill."""
+    if library() is None or w.value_OI.is_cuda or dtype not in DTYPE_CODE or w.value_OI.numel() == 0:
+        return False
+    group = w.value_OI.shape[1] // w.scale_OG.shape[1]
+    pieces = group <= _PIECE or group % _PIECE == 0 or w.scale_OG.shape[1] == 1
+    return pieces and group % (32 // w.bits) == 0
+
+
+def _pack_native(w: QuantizedWeight) -> Tensor:
+    lib = library()
+    assert lib is not None
+    value_OI = w.value_OI.contiguous()
+    outputs, inputs = value_OI.shape
+    packed = torch.empty((-(-outputs // _PANEL) * _PANEL, inputs * w.bits // 32), dtype=torch.int32)
+    lib.quire_pack_quantized(w.bits, value_OI.data_ptr(), packed.data_ptr(), outputs, inputs)
+    return packed
+
+
+def _in_panels(x_OG: Tensor) -> Tensor:
+    """`[panels, G, 64]`, zeros after the last output."""
+    outputs, groups = x_OG.shape
+    padded = F.pad(x_OG, (0, 0, 0, -outputs % _PANEL))
+    return padded.view(-1, _PANEL, groups).transpose(1, 2).contiguous()
+
+
+def _linear_native(x_TI: Tensor, packed: PackedLinear) -> Tensor:
+    lib = library()
+    scale, zero, bias_O = packed.scale_OG, packed.zero_OG, packed.bias_O
+    if lib is None or scale is None or (bias_O is not None and bias_O.dtype != x_TI.dtype):
+        raise ValueError(
+            f"{x_TI.dtype} input for a weight packed for another dtype, or for the native library"
+        )
+    if x_TI.stride(1) != 1:
+        x_TI = x_TI.contiguous()
+    y_TO = torch.empty((x_TI.shape[0], packed.outputs), dtype=x_TI.dtype)
+    lib.quire_linear_quantized(
+        DTYPE_CODE[x_TI.dtype], x_TI.data_ptr(), packed.weight.data_ptr(), scale.data_ptr(),
+        None if zero is None else zero.data_ptr(), None if bias_O is None else bias_O.data_ptr(),
+        y_TO.data_ptr(), x_TI.shape[0], packed.inputs, packed.outputs, x_TI.stride(0),
+        packed.inputs // scale.shape[1], packed.bits,
+    )  # fmt: skip
+    return y_TO
+
+
+def _linear_torch(x_TI: Tensor, packed: PackedLinear) -> Tensor:
+    assert packed.scale_OG is not None
     # fp16 products are slow on a CPU (linear.py).
     dtype = torch.float32 if x_TI.dtype == torch.float16 and not x_TI.is_cuda else x_TI.dtype
     wide_TI = x_TI.to(dtype)

@@ -49,12 +49,19 @@ def load_model(path: Path, **options: Any) -> Transformer:
 
 
 def assert_alike(got: Transformer, expected: Transformer) -> None:
-    """Sums in another order are all that may differ."""
-    ours, theirs = Sequences(got).logits(PROMPT, 0), Sequences(expected).logits(PROMPT, 0)
-    torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), atol=2e-4, rtol=0)
-    tokens = Sequences(got).greedy(PROMPT, NUM_TOKENS)
-    assert tokens == Sequences(expected).greedy(PROMPT, NUM_TOKENS)
+    """The same log probabilities and choices after the prompt and along what the reference says next.
+
+    Sums in another order differ, and the native library rounds inputs to 15 bits of the largest; a wrong
+    order of bits errs by whole units.
+    """
+    tokens = Sequences(expected).greedy(PROMPT, NUM_TOKENS)
     assert len(set(tokens)) > 1, "a model that repeats itself would hide mistakes"
+    ours, theirs = (Sequences(m).logits(PROMPT + tokens, 0).log_softmax(-1) for m in (got, expected))
+    torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=0)
+    best, second = theirs.topk(2).values.unbind(-1)
+    clear = best - second > 5e-2
+    assert clear.sum() > NUM_TOKENS
+    assert torch.equal(ours.argmax(-1)[clear], theirs.argmax(-1)[clear])
 
 
 @pytest.mark.parametrize("name", WRITERS)
