@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.copy_blocks import cpu as _copy_blocks_cpu
+from kernels.kv_format import head_dim_of, kv_width
 from kernels.linear.linear import linear, pack_linear
 from kernels.linear.quantized import dequantize, pack_quantized, quantize
 from kernels.logprobs import cpu as _logprobs_cpu
@@ -38,6 +39,7 @@ __all__ = [
     "backend_name",
     "copy_blocks",
     "dequantize",
+    "kv_width",
     "leave_torch_one_thread",
     "linear",
     "logprobs",
@@ -80,7 +82,8 @@ def paged_attention(
 
     Args:
         q_THD: queries of all sequences, one after another; heads may be a slice of a wider tensor.
-        kv_N2GPD: one layer's KV memory, which already holds this step's keys and values.
+        kv_N2GPD: one layer's KV memory, which already holds this step's keys and values. In q's dtype, or in
+            int8 with rows of `kv_width`; then q is of any dtype.
         batch: which tokens belong to which sequence, and where their keys are.
         scale: factor of the scores, 1 / sqrt(D) as a rule.
         window: how many positions back a token sees, itself included; 0 for all.
@@ -91,9 +94,9 @@ def paged_attention(
     """
     _check_kv(kv_N2GPD)
     _check_batch(batch)
-    if q_THD.dim() != 3 or q_THD.stride(2) != 1 or q_THD.dtype != kv_N2GPD.dtype:
+    if q_THD.dim() != 3 or q_THD.stride(2) != 1 or not _goes_with(q_THD, kv_N2GPD):
         raise _bad(f"q must be {kv_N2GPD.dtype} [T, H, D] like the KV memory, last dim contiguous", q_THD)
-    if q_THD.shape[2] != kv_N2GPD.shape[4] or q_THD.shape[1] % kv_N2GPD.shape[2]:
+    if q_THD.shape[2] != head_dim_of(kv_N2GPD) or q_THD.shape[1] % kv_N2GPD.shape[2]:
         raise _bad("q's heads must be a multiple of the kv heads, and of their size", q_THD, kv_N2GPD)
     if window < 0 or softcap < 0:
         raise ValueError(f"window and softcap must not be negative, got {window} and {softcap}")
@@ -109,13 +112,14 @@ def paged_attention(
 def write_kv(k_TGD: Tensor, v_TGD: Tensor, kv_N2GPD: Tensor, slot_T: Tensor) -> None:
     """Stores this step's keys and values in their slots, `block * P + offset`; slot -1 is skipped.
 
-    k and v may be slices of a wider tensor with a contiguous last dim.
+    k and v may be slices of a wider tensor with a contiguous last dim. Where the memory is int8, they are
+    rounded to it here, a factor for each token and head.
     """
     _check_kv(kv_N2GPD)
     _check_ids("slots", slot_T)
-    expected = (slot_T.shape[0], kv_N2GPD.shape[2], kv_N2GPD.shape[4])
+    expected = (slot_T.shape[0], kv_N2GPD.shape[2], head_dim_of(kv_N2GPD))
     for x_TGD in (k_TGD, v_TGD):
-        if x_TGD.shape != expected or x_TGD.stride(2) != 1 or x_TGD.dtype != kv_N2GPD.dtype:
+        if x_TGD.shape != expected or x_TGD.stride(2) != 1 or not _goes_with(x_TGD, kv_N2GPD):
             raise _bad(f"k and v must be {kv_N2GPD.dtype} {expected}, last dim contiguous", x_TGD)
     if k_TGD.shape[0]:
         backend = _triton("write_kv") if kv_N2GPD.is_cuda else _write_kv_cpu
@@ -260,6 +264,13 @@ def _bad(rule: str, *got: Tensor) -> ValueError:
 def _check_kv(kv_N2GPD: Tensor) -> None:
     if kv_N2GPD.dim() != 5 or kv_N2GPD.shape[1] != 2 or not kv_N2GPD.is_contiguous():
         raise _bad("KV memory must be contiguous [blocks, 2, kv_heads, block_size, head_dim]", kv_N2GPD)
+
+
+def _goes_with(x: Tensor, kv_N2GPD: Tensor) -> bool:
+    """Whether keys, values or queries of this dtype can meet that memory."""
+    if kv_N2GPD.dtype == torch.int8:
+        return x.is_floating_point() and not kv_N2GPD.is_cuda
+    return x.dtype == kv_N2GPD.dtype
 
 
 def _check_batch(batch: AttentionBatch) -> None:

@@ -91,34 +91,51 @@ template <class M> struct Pages {
 
   Pages(const AttentionArgs& a, const Item& item) {
     block = a.block, dim = a.dim, end_key = item.end_key;
-    slab = (int64_t)block * dim, v_offset = slab * a.kv_heads, block_stride = 2 * v_offset;
+    slab = (int64_t)block * (dim + (kScaled<M> ? kScaleBytes : 0));
+    v_offset = slab * a.kv_heads, block_stride = 2 * v_offset;
     kv = (const typename M::Stored*)a.kv_N2GPD + item.kv_head * slab;
     page_table = a.page_table_SB + item.seq * a.page_table_stride;
   }
 
-  // The granules of keys [key, key + 64) that the item needs; absent ones repeat the last, so that a prefetch
-  // always has an address.
-  int locate(int key, const typename M::Stored** k, const typename M::Stored** v) const {
+  // Finds the granules of keys [key, key + 64) that the item needs. Absent ones repeat the last, or stay as they
+  // were where none is needed, so that a prefetch always has an address.
+  void locate(int key, Granules<M>& to) const {
     int n = 0;
-    for (; n < kStepGranules && key + n * kGranule < end_key; n++) {
-      int token = key + n * kGranule, offset = token % block;
-      const typename M::Stored* base = kv + page_table[token / block] * block_stride;
-      k[n] = base + offset * M::I;
-      v[n] = base + v_offset + (int64_t)offset * dim;
+    for (; n < kStepGranules && key + n * kGranule < end_key; n++) locate_granule(key + n * kGranule, to, n);
+    to.count = n;
+    for (; n > 0 && n < kStepGranules; n++) {
+      to.k[n] = to.k[n - 1], to.v[n] = to.v[n - 1];
+      to.k_scale[n] = to.k_scale[n - 1], to.v_scale[n] = to.v_scale[n - 1];
     }
-    for (int i = n; i < kStepGranules; i++) k[i] = n ? k[n - 1] : k[i], v[i] = n ? v[n - 1] : v[i];
-    return n;
+  }
+
+  INLINE void locate_granule(int token, Granules<M>& to, int n) const {
+    int offset = token % block;
+    const typename M::Stored* base = kv + page_table[token / block] * block_stride;
+    to.k[n] = base + offset * M::I;
+    to.v[n] = base + v_offset + (int64_t)offset * dim;
+    if constexpr (kScaled<M>) {
+      const typename M::Stored* scales = base + (int64_t)block * dim;
+      to.k_scale[n] = (const float*)scales + offset, to.v_scale[n] = (const float*)(scales + v_offset) + offset;
+    }
   }
 };
 
-template <class M> void load_tile(Tile<M>& tile, const AttentionArgs& a, const Item& item, const Rows& rows) {
+// Converts a query, and returns what it was divided by.
+template <class T, class Left> INLINE float load_left(const T* x, Left* q, int dim) {
+  for (int d = 0; d < dim; d += W) store_left(q + d, load(x + d));
+  return 1;
+}
+template <class T> INLINE float load_left(const T* x, int16_t* q, int dim) { return quantize_row<32767>(x, q, dim); }
+
+template <class M, class T> void load_tile(Tile<M>& tile, const AttentionArgs& a, const Item& item, const Rows& rows) {
   tile.rows = item.rows, tile.dim = a.dim;
   memset(tile.out, 0, sizeof(float) * item.rows * a.dim);
   for (int r = 0; r < item.rows; r++) {
     int row = item.row + r, head = item.kv_head * rows.group + row % rows.group;
-    const typename M::Stored* q = (const typename M::Stored*)a.q_THD +
-                                  (rows.query_start + row / rows.group) * a.q_stride + head * a.q_head_stride;
-    for (int d = 0; d < a.dim; d += W) store_left(tile.q + r * a.dim + d, load(q + d));
+    const T* q = (const T*)a.q_THD + (rows.query_start + row / rows.group) * a.q_stride + head * a.q_head_stride;
+    tile.q_scale[r] = load_left(q, tile.q + r * a.dim, a.dim);
+    tile.p_scale[r] = 1;
     tile.max[r] = kNoMax, tile.sum[r] = 0;
     tile.first_key[r] = rows.first_key(row, a.window), tile.end_key[r] = rows.end_key(row);
   }
@@ -128,14 +145,13 @@ template <class M> void attend_keys(Tile<M>& tile, const AttentionArgs& a, const
   constexpr float kLog2e = 1.44269504f;
   Pages<M> pages(a, item);
   Step<M> step;
-  step.granules = pages.locate(item.key, step.k, step.v);
+  pages.locate(item.key, step.now);
+  step.next = step.now;
   for (int key = item.key; key < item.end_key; key += kStep) {
     step.tokens = item.end_key - key < kStep ? item.end_key - key : kStep;
-    for (int i = 0; i < kStepGranules; i++) step.next_k[i] = step.k[i], step.next_v[i] = step.v[i];
-    int next = pages.locate(key + kStep, step.next_k, step.next_v);
+    pages.locate(key + kStep, step.next);
     attend_step(tile, step, key, a.block, a.scale * kLog2e, a.softcap * kLog2e);
-    for (int i = 0; i < kStepGranules; i++) step.k[i] = step.next_k[i], step.v[i] = step.next_v[i];
-    step.granules = next;
+    step.now = step.next;
   }
 }
 
@@ -165,11 +181,10 @@ template <class T> void merge_parts(const AttentionArgs& a, const Item& item, co
   }
 }
 
-template <class M> void run_item(Plan& plan, const AttentionArgs& a, const Item& item) {
-  typedef typename M::Stored T;
+template <class M, class T> void run_item(Plan& plan, const AttentionArgs& a, const Item& item) {
   Tile<M> tile;
   Rows rows(a, item.seq);
-  load_tile(tile, a, item, rows);
+  load_tile<M, T>(tile, a, item, rows);
   attend_keys(tile, a, item);
   if (item.parts == 1) {
     for (int r = 0; r < item.rows; r++) store_row<T>(a, item, rows, r, tile.out + r * a.dim, inverse(tile.sum[r]));
@@ -184,17 +199,18 @@ template <class M> void run_item(Plan& plan, const AttentionArgs& a, const Item&
     merge_parts<T>(a, item, rows, plan.partials.data);
 }
 
-template <class M> void attention_of(const AttentionArgs& a) {
+template <class M, class T> void attention_of(const AttentionArgs& a) {
   static thread_local Plan plan;
   make_plan(plan, a);
   // A lambda cannot name a thread_local of another thread, so it takes the address.
   Plan* p = &plan;
-  for_each_item(plan.items.size, quire_threads(), [&, p](int64_t i) { run_item<M>(*p, a, p->items.data[i]); });
+  for_each_item(plan.items.size, quire_threads(), [&, p](int64_t i) { run_item<M, T>(*p, a, p->items.data[i]); });
 }
 
 void paged_attention(int dtype, const AttentionArgs& args) {
-  auto f = dtype == kF32 ? attention_of<MulF32> : dtype == kBF16 ? attention_of<MulBF16> : attention_of<MulF16>;
-  f(args);
+  auto plain = dtype == kF32 ? attention_of<MulF32, float> : dtype == kBF16 ? attention_of<MulBF16, bf16> : attention_of<MulF16, fp16>;
+  auto scaled = dtype == kF32 ? attention_of<MulInt8, float> : dtype == kBF16 ? attention_of<MulInt8, bf16> : attention_of<MulInt8, fp16>;
+  (args.int8_kv ? scaled : plain)(args);
 }
 
 }  // namespace

@@ -8,52 +8,74 @@
 #pragma once
 #include "multiply.h"
 #include "ops.h"
-#include "write_kv.h"
+#include "quantize.h"
 
 namespace {
 
 constexpr int kGranule = 16, kStepGranules = 4, kStep = kGranule * kStepGranules;
-constexpr int kMaxRows = 48, kMaxDim = 256;
+constexpr int kMaxRows = 48;
 // Finite, so that a row without any key yet never computes inf - inf.
 constexpr float kNoMax = -1e30f, kMasked = -INFINITY;
+
+// Whether keys and values have a factor per token (quantize.h).
+template <class M> constexpr bool kScaled = false;
+template <> constexpr bool kScaled<MulInt8> = true;
+
+INLINE F32 as_float(F32 v) { return v; }
+INLINE F32 as_float(I32 v) { return __builtin_convertvector(v, F32); }
+template <class M> struct SumOf { typedef F32 type; };
+template <> struct SumOf<MulInt8> { typedef I32 type; };
+template <class M> using Sum = typename SumOf<M>::type;
 
 // ---- the tile's state, on the stack of the thread that runs it
 
 template <class M> struct Tile {
   int rows, dim;
-  alignas(64) typename M::Left q[kMaxRows * kMaxDim];  // [rows, D]
+  alignas(64) typename M::Left q[kMaxRows * kMaxDim];  // [rows, D], divided by q_scale
   alignas(64) float out[kMaxRows * kMaxDim];           // [rows, D], not yet divided by sum
   alignas(64) float scores[kMaxRows * kStep];
-  alignas(64) typename M::Left p[kMaxRows * kStep];
-  float max[kMaxRows], sum[kMaxRows], rescale[kMaxRows];
+  alignas(64) typename M::Left p[kMaxRows * kStep];  // divided by p_scale
+  float max[kMaxRows], sum[kMaxRows], rescale[kMaxRows], q_scale[kMaxRows], p_scale[kMaxRows];
   int first_key[kMaxRows], end_key[kMaxRows];  // row r sees keys [first_key, end_key)
 };
 
-// The keys of one step: where the granules of K and V lie, and those of the next step (to prefetch).
-template <class M> struct Step {
-  const typename M::Stored *k[kStepGranules], *v[kStepGranules], *next_k[kStepGranules], *next_v[kStepGranules];
-  int granules, tokens;  // tokens <= granules * 16: what lies past them must not be used
+// Where the keys and values of up to four granules lie, and their factors if there are any.
+template <class M> struct Granules {
+  const typename M::Stored *k[kStepGranules], *v[kStepGranules];
+  const float *k_scale[kStepGranules], *v_scale[kStepGranules];
+  int count;
 };
+
+// The keys of one step, and those of the next one (to prefetch).
+template <class M> struct Step {
+  Granules<M> now, next;
+  int tokens;  // at most now.count * 16: what lies past them must not be used
+};
+
+// Vectors in a row of the register tile. Few rows leave registers for more vectors, and need them: a sum is ready
+// for its next product after 4 cycles only.
+constexpr int vectors(int rows) { return W == 8 && rows <= 2 ? 8 / rows : kNR; }
 
 // ---- scores[MR, NR * W] = Q[MR, D] K^T, columns [column, column + NR * W)
 
 template <class M, int MR, int NR, bool kPrefetch>
 void score_block(Tile<M>& tile, const Step<M>& step, int row, int column, int block) {
+  constexpr int kVectors = kGranule / W, kGranules = NR > kVectors ? NR / kVectors : 1;
   const typename M::Left* q = tile.q + row * tile.dim;
-  const typename M::Stored *k[NR], *next[NR];
-  for (int n = 0; n < NR; n++) {
-    int token = column + n * W;
-    k[n] = step.k[token / kGranule] + token % kGranule * M::I;
-    next[n] = step.next_k[token / kGranule] + token % kGranule * M::I;
+  const typename M::Stored *k[kGranules], *next[kGranules];
+  for (int g = 0; g < kGranules; g++) {
+    k[g] = step.now.k[column / kGranule + g] + column % kGranule * M::I;
+    next[g] = step.next.k[column / kGranule + g] + column % kGranule * M::I;
   }
   int dim = tile.dim;
-  F32 acc[MR][NR] = {};
+  Sum<M> acc[MR][NR] = {};
   for (int d = 0; d < dim; d += M::I) {
     typename M::Right right[NR];
 #pragma GCC unroll 8
     for (int n = 0; n < NR; n++) {
-      right[n] = M::load_right(k[n] + (int64_t)d * block);
-      if (kPrefetch) __builtin_prefetch(next[n] + (int64_t)d * block, 0, 2);
+      right[n] = M::load_right(k[n / kVectors] + (int64_t)d * block + n % kVectors * (W * M::I));
+      // A granule's part of a row is a cache line, or half of one.
+      if (kPrefetch && n % kVectors == 0) __builtin_prefetch(next[n / kVectors] + (int64_t)d * block, 0, 2);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < MR; r++)
@@ -61,29 +83,27 @@ void score_block(Tile<M>& tile, const Step<M>& step, int row, int column, int bl
       for (int n = 0; n < NR; n++) acc[r][n] = M::fma(acc[r][n], q + r * dim + d, right[n]);
   }
   for (int r = 0; r < MR; r++)
-    for (int n = 0; n < NR; n++) store(tile.scores + (row + r) * kStep + column + n * W, acc[r][n]);
+    for (int n = 0; n < NR; n++) store(tile.scores + (row + r) * kStep + column + n * W, as_float(acc[r][n]));
 }
 
 // ---- out[MR, NR * W] = out * rescale + P[MR, tokens] V, dims [d, d + NR * W)
 
 template <class M, int MR, int NR, bool kPrefetch>
 void value_block(Tile<M>& tile, const Step<M>& step, int row, int d) {
+  constexpr int kBytes = W * M::I * sizeof(typename M::Stored);  // of a vector in memory
   const typename M::Left* p = tile.p + row * kStep;
-  float* out = tile.out + row * tile.dim + d;
   int dim = tile.dim;
-  F32 acc[MR][NR];
-  for (int r = 0; r < MR; r++)
-    for (int n = 0; n < NR; n++) acc[r][n] = load(out + r * dim + n * W) * tile.rescale[row + r];
-  for (int g = 0; g < step.granules; g++) {
+  Sum<M> acc[MR][NR] = {};
+  for (int g = 0; g < step.now.count; g++) {
     int tokens = step.tokens - g * kGranule < kGranule ? step.tokens - g * kGranule : kGranule;
-    const typename M::Stored *v = step.v[g] + d * M::I, *next = step.next_v[g] + d * M::I;
+    const typename M::Stored *v = step.now.v[g] + d * M::I, *next = step.next.v[g] + d * M::I;
     int t = 0;
     for (; t + M::I <= tokens; t += M::I) {
       typename M::Right right[NR];
 #pragma GCC unroll 8
       for (int n = 0; n < NR; n++) {
         right[n] = M::load_right(v + t * dim + n * W * M::I);
-        if (kPrefetch) __builtin_prefetch(next + t * dim + n * W * M::I, 0, 2);
+        if (kPrefetch && n * kBytes % 64 == 0) __builtin_prefetch(next + t * dim + n * W * M::I, 0, 2);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < MR; r++)
@@ -97,23 +117,28 @@ void value_block(Tile<M>& tile, const Step<M>& step, int row, int d) {
       }
   }
   for (int r = 0; r < MR; r++)
-    for (int n = 0; n < NR; n++) store(out + r * dim + n * W, acc[r][n]);
+    for (int n = 0; n < NR; n++) {
+      float* out = tile.out + (row + r) * dim + d + n * W;
+      store(out, load(out) * tile.rescale[row + r] + as_float(acc[r][n]) * tile.p_scale[row + r]);
+    }
 }
 
 // ---- pick the register tile: whole ones first, then what is left over
 
 template <class M, int MR> void score_rows(Tile<M>& tile, const Step<M>& step, int row, int block) {
   constexpr bool kPrefetch = MR <= 2;  // few rows: memory decides; many: the next step comes from a near cache
-  int columns = step.granules * kGranule, column = 0;
-  for (; column + kNR * W <= columns; column += kNR * W)
-    score_block<M, MR, kNR, kPrefetch>(tile, step, row, column, block);
+  constexpr int kWide = vectors(MR);
+  int columns = step.now.count * kGranule, column = 0;
+  for (; column + kWide * W <= columns; column += kWide * W)
+    score_block<M, MR, kWide, kPrefetch>(tile, step, row, column, block);
   for (; column < columns; column += W) score_block<M, MR, 1, kPrefetch>(tile, step, row, column, block);
 }
 
 template <class M, int MR> void value_rows(Tile<M>& tile, const Step<M>& step, int row) {
   constexpr bool kPrefetch = MR <= 2;
+  constexpr int kWide = vectors(MR);
   int d = 0;
-  for (; d + kNR * W <= tile.dim; d += kNR * W) value_block<M, MR, kNR, kPrefetch>(tile, step, row, d);
+  for (; d + kWide * W <= tile.dim; d += kWide * W) value_block<M, MR, kWide, kPrefetch>(tile, step, row, d);
   for (; d < tile.dim; d += W) value_block<M, MR, 1, kPrefetch>(tile, step, row, d);
 }
 
@@ -130,14 +155,26 @@ template <class M, int MR> INLINE void for_row_blocks(Tile<M>& tile, const Step<
 
 // ---- softmax of one row of one step
 
+// The weights of a step times the factors of its values, as whole numbers. In place; returns what divides them.
+INLINE float scale_weights(float* p, int16_t* q, const Granules<MulInt8>& values) {
+  for (int c = 0; c < values.count * kGranule; c += W) {
+    F32 weight = load(p + c), factor = load(values.v_scale[c / kGranule] + c % kGranule);
+    store(p + c, weight > 0.0f ? weight * factor : F32{});  // the factor of an unused slot may be NaN
+  }
+  return quantize<32767>(p, q, values.count * kGranule);
+}
+
 // Keys are counted from the step's first one. scale includes log2(e): the exponentials are powers of two.
-template <class M> void softmax_row(Tile<M>& tile, int row, int first_key, int columns, float scale, float softcap) {
+template <class M> void softmax_row(Tile<M>& tile, const Step<M>& step, int row, int first_key, float scale,
+                                    float softcap) {
   float* scores = tile.scores + row * kStep;
   int lo = tile.first_key[row] - first_key, hi = tile.end_key[row] - first_key;
+  int columns = step.now.count * kGranule;
   bool masked = lo > 0 || hi < columns;
   F32 top = splat(tile.max[row]);
   for (int c = 0; c < columns; c += W) {
     F32 s = load(scores + c) * scale;
+    if constexpr (kScaled<M>) s *= load(step.now.k_scale[c / kGranule] + c % kGranule) * tile.q_scale[row];
     if (softcap > 0) s = softcap * tanh_vec(s / softcap);
     if (masked) {
       I32 key = iota() + c;
@@ -151,8 +188,10 @@ template <class M> void softmax_row(Tile<M>& tile, int row, int first_key, int c
   for (int c = 0; c < columns; c += W) {
     F32 p = exp2_vec(load(scores + c) - new_max);
     total += p;
-    store_left(tile.p + row * kStep + c, p);
+    if constexpr (kScaled<M>) store(scores + c, p);
+    else store_left(tile.p + row * kStep + c, p);
   }
+  if constexpr (kScaled<M>) tile.p_scale[row] = scale_weights(scores, tile.p + row * kStep, step.now);
   float rescale = exp2f(tile.max[row] - new_max);
   tile.rescale[row] = rescale;
   tile.sum[row] = tile.sum[row] * rescale + sum_lanes(total);
@@ -161,9 +200,13 @@ template <class M> void softmax_row(Tile<M>& tile, int row, int first_key, int c
 
 template <class M> void attend_step(Tile<M>& tile, const Step<M>& step, int first_key, int block, float scale,
                                     float softcap) {
+  if constexpr (kScaled<M>)
+    for (int g = 0; g < kStepGranules; g++) {
+      __builtin_prefetch(step.next.k_scale[g], 0, 2);
+      __builtin_prefetch(step.next.v_scale[g], 0, 2);
+    }
   for_row_blocks<M, kMR>(tile, step, 0, block, true);
-  for (int row = 0; row < tile.rows; row++)
-    softmax_row(tile, row, first_key, step.granules * kGranule, scale, softcap);
+  for (int row = 0; row < tile.rows; row++) softmax_row(tile, step, row, first_key, scale, softcap);
   for_row_blocks<M, kMR>(tile, step, 0, block, false);
 }
 

@@ -59,9 +59,10 @@ EXPORT void quire_paged_attention(int dtype, void* out_THD, const void* q_THD, c
                                   const int32_t* page_table_SB, const int32_t* query_start_S1,
                                   const int32_t* seq_len_S, int64_t page_table_stride, int64_t q_stride,
                                   int64_t q_head_stride, int tokens, int seqs, int heads, int kv_heads, int block, int dim,
-                                  int window, float scale, float softcap) {
+                                  int window, float scale, float softcap, int int8_kv) {
   AttentionArgs args = {out_THD, q_THD, kv_N2GPD, page_table_SB, query_start_S1, seq_len_S, page_table_stride,
-                        q_stride, q_head_stride, tokens, seqs, heads, kv_heads, block, dim, window, scale, softcap};
+                        q_stride, q_head_stride, tokens, seqs, heads, kv_heads, block, dim, window, scale, softcap,
+                        int8_kv};
   // Rows after the last sequence are padding: their result is 0.
   int64_t row_bytes = (int64_t)heads * dim * (dtype == kF32 ? 4 : 2), end = seqs > 0 ? query_start_S1[seqs] : 0;
   if (end < tokens) memset((char*)out_THD + end * row_bytes, 0, (tokens - end) * row_bytes);
@@ -70,8 +71,9 @@ EXPORT void quire_paged_attention(int dtype, void* out_THD, const void* q_THD, c
 
 EXPORT void quire_write_kv(int dtype, const void* k_TGD, const void* v_TGD, void* kv_N2GPD, const int64_t* slot_T,
                            int64_t tokens, int64_t k_stride, int64_t k_head_stride, int64_t v_stride,
-                           int64_t v_head_stride, int kv_heads, int block, int dim) {
-  ops().write_kv(dtype, k_TGD, v_TGD, kv_N2GPD, slot_T, tokens, k_stride, k_head_stride, v_stride, v_head_stride, kv_heads, block, dim);
+                           int64_t v_head_stride, int kv_heads, int block, int dim, int int8_kv) {
+  ops().write_kv(dtype, k_TGD, v_TGD, kv_N2GPD, slot_T, tokens, k_stride, k_head_stride, v_stride, v_head_stride,
+                 kv_heads, block, dim, int8_kv);
 }
 
 // Blocks are opaque bytes. A block that is written is never also read in the same call.

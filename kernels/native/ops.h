@@ -16,6 +16,7 @@ struct AttentionArgs {
   int64_t page_table_stride, q_stride, q_head_stride;
   int tokens, seqs, heads, kv_heads, block, dim, window;
   float scale, softcap;
+  int int8_kv;  // the memory is int8 with factors (write_kv.h), whatever the dtype of q and out
 };
 
 // y = x W^T + bias. `packed` is what pack_linear wrote for W; bias_O may be null.
@@ -78,7 +79,7 @@ struct Ops {
   void (*paged_attention)(int dtype, const AttentionArgs& args);
   void (*write_kv)(int dtype, const void* k_TGD, const void* v_TGD, void* kv_N2GPD, const int64_t* slot_T,
                    int64_t tokens, int64_t k_stride, int64_t k_head_stride, int64_t v_stride, int64_t v_head_stride,
-                   int kv_heads, int block, int dim);
+                   int kv_heads, int block, int dim, int int8_kv);
   void (*rms_norm)(int dtype, const void* x_TE, const void* weight_E, void* residual_TE, void* y_TE, int64_t rows,
                    int64_t inner, int64_t size, int64_t x_stride, int64_t x_inner_stride, float eps, float offset);
   void (*rotary)(int dtype, void* q_THD, void* k_TGD, const float* cos_sin_MR, const int64_t* position_T,

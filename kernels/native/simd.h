@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -54,18 +54,16 @@ INLINE float sum_lanes(F32 v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)v);
 #else
-  float s = 0;
-  for (int i = 0; i < W; i++) s += v[i];
-  return s;
+  for (int half = W / 2; half > 0; half /= 2) v += __builtin_shuffle(v, iota() ^ half);
+  return v[0];
 #endif
 }
 INLINE float max_lanes(F32 v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)v);
 #else
-  float m = v[0];
-  for (int i = 1; i < W; i++) m = v[i] > m ? v[i] : m;
-  return m;
+  for (int half = W / 2; half > 0; half /= 2) v = max(v, __builtin_shuffle(v, iota() ^ half));
+  return v[0];
 #endif
 }
 

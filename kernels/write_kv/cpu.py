@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from kernels.kv_format import head_dim_of
 from kernels.native.library import DTYPE_CODE, library
 from kernels.paged_attention.cpu import is_native
 
@@ -15,12 +17,12 @@ def write_kv(k_TGD: Tensor, v_TGD: Tensor, kv_N2GPD: Tensor, slot_T: Tensor) -> 
     lib = library() if is_native(kv_N2GPD) else None
     if lib is None:
         return reference.write_kv(k_TGD, v_TGD, kv_N2GPD, slot_T)
-    _, _, kv_heads, block, dim = kv_N2GPD.shape
+    kv_heads, block = kv_N2GPD.shape[2:4]
     k_stride, k_head_stride, _ = k_TGD.stride()
     v_stride, v_head_stride, _ = v_TGD.stride()
     lib.quire_write_kv(
-        DTYPE_CODE[kv_N2GPD.dtype], k_TGD.data_ptr(), v_TGD.data_ptr(), kv_N2GPD.data_ptr(),
+        DTYPE_CODE[k_TGD.dtype], k_TGD.data_ptr(), v_TGD.data_ptr(), kv_N2GPD.data_ptr(),
         slot_T.data_ptr(), slot_T.shape[0], k_stride, k_head_stride, v_stride, v_head_stride,
-        kv_heads, block, dim,
+        kv_heads, block, head_dim_of(kv_N2GPD), kv_N2GPD.dtype == torch.int8,
     )  # fmt: skip
     return None

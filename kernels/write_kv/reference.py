@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from kernels.kv_format import quantize
 
 
 def write_kv(k_TGD: Tensor, v_TGD: Tensor, kv_N2GPD: Tensor, slot_T: Tensor) -> None:
@@ -13,6 +16,9 @@ def write_kv(k_TGD: Tensor, v_TGD: Tensor, kv_N2GPD: Tensor, slot_T: Tensor) -> 
     used = slot_T >= 0
     slot_U = slot_T[used]
     block_U, offset_U = slot_U // kv_N2GPD.shape[3], slot_U % kv_N2GPD.shape[3]
+    k_UGD, v_UGD = k_TGD[used], v_TGD[used]
+    if kv_N2GPD.dtype == torch.int8:
+        k_UGD, v_UGD = quantize(k_UGD), quantize(v_UGD)
     # Advanced indices split by a slice put their dimension first: the left side is [U, G, D].
-    kv_N2GPD[block_U, 0, :, offset_U] = k_TGD[used].to(kv_N2GPD.dtype)
-    kv_N2GPD[block_U, 1, :, offset_U] = v_TGD[used].to(kv_N2GPD.dtype)
+    kv_N2GPD[block_U, 0, :, offset_U] = k_UGD.to(kv_N2GPD.dtype)
+    kv_N2GPD[block_U, 1, :, offset_U] = v_UGD.to(kv_N2GPD.dtype)
