@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.models import CONFIGS, random_transformer, read_spec
-from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig, kv_row_bytes
 from engine.core import EngineCore
 from engine.exec.executor import LocalExecutor
 from engine.exec.kv_store import KVStore
@@ -36,9 +36,12 @@ def make_core(args: argparse.Namespace, device: torch.device) -> EngineCore:
     spec = read_spec(args.model)
     dtype = getattr(torch, args.dtype)
     model = random_transformer(spec, dtype=dtype, device=device, max_model_len=args.max_model_len)
-    token_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+    kv_dtype = args.dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
+    token_bytes = 2 * spec.num_layers * spec.num_kv_heads * kv_row_bytes(spec.head_dim, kv_dtype)
     num_blocks = int(args.kv_gib * 2**30) // (token_bytes * args.block_size)
-    cache = CacheConfig(args.block_size, num_blocks, token_bytes * args.block_size, prefix_caching=True)
+    cache = CacheConfig(
+        args.block_size, num_blocks, token_bytes * args.block_size, prefix_caching=True, dtype=kv_dtype
+    )
     config = EngineConfig(
         model=ModelConfig(
             "", args.model, args.dtype, device.type, args.max_model_len, spec.vocab_size, (), 0
@@ -48,7 +51,7 @@ def make_core(args: argparse.Namespace, device: torch.device) -> EngineCore:
     )
     store = KVStore(
         cache, num_layers=spec.num_layers, kv_heads=spec.num_kv_heads, head_dim=spec.head_dim,
-        dtype=dtype, device=device,
+        device=device,
     )  # fmt: skip
     rows = Rows(args.max_num_seqs, -(-args.max_model_len // args.block_size) + 1, device)
     sampler = Sampler(args.max_num_seqs, spec.vocab_size, (), device)
@@ -107,7 +110,7 @@ def main() -> None:
     run(core, warm, args.max_seconds)
     result = run(core, make_requests(args, vocab_size), args.max_seconds)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    result |= {"model": args.model, "dtype": args.dtype, "device": name, "backend": api.backend_name(device)}
+    result |= {"model": args.model, "dtype": args.dtype, "kv_dtype": args.kv_cache_dtype, "device": name, "backend": api.backend_name(device)}
     print(json.dumps(result, indent=2))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -119,6 +122,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", choices=list(CONFIGS), default="qwen3-0.6b" if cuda else "110m")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
     parser.add_argument("--requests", type=int, default=256 if cuda else 16)
     parser.add_argument("--input", type=_range, default=(100, 1024) if cuda else (256, 256), metavar="A-B")
     parser.add_argument("--output", type=_range, default=(100, 1024) if cuda else (128, 128), metavar="A-B")

@@ -95,13 +95,14 @@ def build_engine(
         model=ModelConfig(
             options.model, "instant", "float32", "cpu", max_model_len, tokenizer.vocab_size, (), 0
         ),
-        cache=CacheConfig(BLOCK_SIZE, blocks, 1, prefix_caching=True),
+        cache=CacheConfig(BLOCK_SIZE, blocks, 1, prefix_caching=True, dtype="float32"),
         scheduler=SchedulerConfig(streams, 8192, 4 * streams),
     )
     info = EngineInfo(
         model="instant", architecture="none", dtype="float32", device="cpu", backend="none",
         vocab_size=tokenizer.vocab_size, max_model_len=max_model_len, eos_token_ids=(), block_size=BLOCK_SIZE,
-        num_blocks=blocks, weight_bytes=0, kv_bytes=0, max_num_seqs=streams, max_num_batched_tokens=8192,
+        num_blocks=blocks, kv_dtype="float32", weight_bytes=0, kv_bytes=0, max_num_seqs=streams,
+        max_num_batched_tokens=8192,
         max_queued_requests=4 * streams, prefix_caching=True, largest_request_tokens=max_model_len,
     )  # fmt: skip
     return EngineCore(config, PacedExecutor(plain, step_s)), info

@@ -73,7 +73,7 @@ def _make_core(running: int, steps: int, steps_ahead: int) -> EngineCore:
     blocks = running * -(-(PROMPT_TOKENS + steps + WARM_UP_STEPS + 8) // BLOCK_SIZE) + 1 + running
     config = EngineConfig(
         model=ModelConfig("", "null", "float32", "cpu", 1 << 20, 1000, (1,), 0),
-        cache=CacheConfig(BLOCK_SIZE, blocks, 1, prefix_caching=True),
+        cache=CacheConfig(BLOCK_SIZE, blocks, 1, prefix_caching=True, dtype="float32"),
         scheduler=SchedulerConfig(running, 1 << 20, running, steps_ahead),
     )
     core = EngineCore(config, NullExecutor())

@@ -84,7 +84,8 @@ def model_facts(
         max_positions=spec.max_positions,
         checkpoint_dtype=_STORED.get(max(set(dtypes), key=dtypes.count), "float32"),
         num_parameters=parameters,
-        kv_elements_per_token=2 * spec.num_layers * spec.num_kv_heads * spec.head_dim,
+        kv_rows_per_token=2 * spec.num_layers * spec.num_kv_heads,
+        head_dim=spec.head_dim,
         hidden_size=spec.hidden_size,
         intermediate_size=spec.mlp_size,
         integer_bytes=integer_bytes,
@@ -112,7 +113,6 @@ def build_executor(
         num_layers=spec.num_layers,
         kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
-        dtype=model.dtype,
         device=device,
     )
     num_rows = config.scheduler.max_num_seqs
@@ -157,6 +157,7 @@ def engine_info(
         eos_token_ids=config.model.eos_token_ids,
         block_size=cache.block_size,
         num_blocks=cache.num_blocks,
+        kv_dtype=cache.dtype,
         weight_bytes=facts.weight_bytes(config.model.dtype),
         kv_bytes=cache.num_blocks * cache.bytes_per_block,
         max_num_seqs=scheduler.max_num_seqs,

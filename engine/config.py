@@ -15,6 +15,7 @@ from engine.errors import ConfigError, MemoryPlanError
 
 GIB = 1 << 30
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+KV_SCALE_BYTES = 4  # the factor of an int8 key or value
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_BLOCK_SIZE = {"cpu": 32, "cuda": 64}
 
@@ -64,6 +65,7 @@ class EngineOptions:
     block_size: int | None = None
     gpu_memory_utilization: float = 0.9
     kv_cache_memory_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
     prefix_caching: bool = True
     seed: int | None = None
 
@@ -85,12 +87,17 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """The block pool. Block 0 is padding and is never handed out, so num_blocks - 1 hold tokens."""
+    """The block pool. Block 0 is padding and is never handed out, so num_blocks - 1 hold tokens.
+
+    Attributes:
+        dtype: of keys and values: the model's, or "int8" with a factor for each.
+    """
 
     block_size: int
     num_blocks: int
     bytes_per_block: int
     prefix_caching: bool
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +140,8 @@ class ModelFacts:
     Attributes:
         checkpoint_dtype: the type the weights are stored in, mostly.
         num_parameters: elements held in the compute dtype, tied embeddings counted as they will be stored.
-        kv_elements_per_token: 2 * layers * kv heads * head dim.
+        kv_rows_per_token: 2 * layers * kv heads: its keys and values.
+        head_dim: elements in each of them.
         integer_bytes: weights held in integers, whatever the compute dtype, their scales included.
         quantization: what linears are rounded to as they are loaded.
     """
@@ -145,7 +153,8 @@ class ModelFacts:
     max_positions: int
     checkpoint_dtype: str
     num_parameters: int
-    kv_elements_per_token: int
+    kv_rows_per_token: int
+    head_dim: int
     hidden_size: int
     intermediate_size: int
     integer_bytes: int = 0
@@ -190,7 +199,9 @@ class _Resolver:
         weight_bytes = self.model.weight_bytes(dtype)
         seqs, batched = self._step_limits()
         block_size = self._block_size()
-        block_bytes = self.model.kv_elements_per_token * DTYPE_BYTES[dtype] * block_size
+        kv_dtype = self._kv_dtype(dtype)
+        row_bytes = kv_row_bytes(self.model.head_dim, kv_dtype)
+        block_bytes = self.model.kv_rows_per_token * row_bytes * block_size
         wanted_len = self.options.max_model_len or self.model.max_positions
         if self.options.max_model_len is not None:
             _check("--max-model-len", wanted_len, 1, self.model.max_positions)
@@ -210,7 +221,9 @@ class _Resolver:
                 quantization=self.model.quantization,
                 seed=self.options.seed,
             ),
-            cache=CacheConfig(block_size, num_blocks, block_bytes, self.options.prefix_caching),
+            cache=CacheConfig(
+                block_size, num_blocks, block_bytes, self.options.prefix_caching, kv_dtype
+            ),
             scheduler=SchedulerConfig(
                 max_num_seqs=seqs,
                 max_num_batched_tokens=batched,
@@ -239,6 +252,22 @@ class _Resolver:
             why = f"the checkpoint is {stored}, which is slow on {self.machine.name}"
         self._auto("dtype", dtype, why)
         return dtype
+
+    def _kv_dtype(self, dtype: str) -> str:
+        asked, device = self.options.kv_cache_dtype, self.machine.device
+        if asked == "auto":
+            self._auto("kv-cache-dtype", dtype, "as the model computes")
+            return dtype
+        if asked not in ("int8", "fp8"):
+            raise ConfigError(f"--kv-cache-dtype {asked}: choose auto or int8.")
+        if device != "cpu":
+            raise ConfigError(f"--kv-cache-dtype {asked}: not on {device} yet. Leave it out, or use --device cpu.")
+        if asked == "fp8":
+            raise ConfigError(
+                "--kv-cache-dtype fp8: not on a CPU, where int8 takes as little memory and is more exact. "
+                "Choose int8."
+            )
+        return asked
 
     def _step_limits(self) -> tuple[int, int]:
         cuda = self.machine.device == "cuda"
@@ -326,6 +355,15 @@ class _Resolver:
                 "or raise --kv-cache-memory."
             )
         return wanted
+
+
+def kv_row_bytes(head_dim: int, kv_dtype: str) -> int:
+    """Bytes of one key or value of one head.
+
+    >>> kv_row_bytes(128, "bfloat16"), kv_row_bytes(128, "int8")
+    (256, 132)
+    """
+    return head_dim + KV_SCALE_BYTES if kv_dtype == "int8" else head_dim * DTYPE_BYTES[kv_dtype]
 
 
 def _check(flag: str, value: float, low: float, high: float) -> None:

@@ -237,6 +237,7 @@ class EngineInfo:
 
     Attributes:
         quantization: how weights are held in integers, for people; empty where none are.
+        kv_dtype: of keys and values, the model's or "int8".
         largest_request_tokens: prompt + output that the whole KV pool can hold.
         reasons: (setting, value, why) for each automatic value, in the order to print.
     """
@@ -251,6 +252,7 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...]
     block_size: int
     num_blocks: int
+    kv_dtype: str
     weight_bytes: int
     kv_bytes: int
     max_num_seqs: int

@@ -29,7 +29,8 @@ def quantize(x_TGD: Tensor) -> Tensor:
     """Returns int8 rows of D + 4 bytes. A row that is not finite gets a factor of NaN, and stays it."""
     x_TGD = x_TGD.float()
     largest_TG1 = x_TGD.abs().amax(-1, keepdim=True)
-    inverse_TG1 = torch.where(largest_TG1 > 1e-30, LEVELS / largest_TG1, 0.0)
+    # A number over a tensor would be its rounded reciprocal times the number: not the native library's quotient.
+    inverse_TG1 = torch.where(largest_TG1 > 1e-30, largest_TG1.new_tensor(LEVELS) / largest_TG1, 0.0)
     rows_TGD = (x_TGD * inverse_TG1).round().nan_to_num().to(torch.int8)
     check_TG1 = (x_TGD * 0).sum(-1, keepdim=True)
     factor_TG1 = largest_TG1 / LEVELS + check_TG1

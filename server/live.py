@@ -84,6 +84,7 @@ class Feed:
                 "model": service.model_name,
                 "device": info.device,
                 "dtype": info.dtype,
+                "kv_dtype": info.kv_dtype,
                 "block_size": info.block_size,
                 "num_blocks": info.num_blocks - 1,  # block 0 holds nothing
                 "max_model_len": info.max_model_len,

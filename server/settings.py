@@ -394,6 +394,13 @@ ENGINE_FLAGS = (
         "SIZE",
         "size of the KV pool, such as 4GiB or 500M (default: what is left)",
     ),
+    Flag(
+        "kv-cache-dtype",
+        "kv_cache_dtype",
+        _choice("auto", "int8", "fp8"),
+        "TYPE",
+        "of keys and values: auto (the model's) or int8 (on a CPU: half of bfloat16's memory) (default: auto)",
+    ),
     Flag("no-prefix-caching", "prefix_caching", _switch, "", "do not share equal prefixes", switch_to=False),
     Flag(
         "seed", "seed", _whole(0, 2**63 - 1), "N", "draws the seeds that requests leave out (default: random)"

@@ -26,10 +26,10 @@ class KVStore:
         num_layers: int,
         kv_heads: int,
         head_dim: int,
-        dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (cache.num_blocks, 2, kv_heads, cache.block_size, head_dim)
+        dtype: torch.dtype = getattr(torch, cache.dtype)
+        shape = (cache.num_blocks, 2, kv_heads, cache.block_size, api.kv_width(head_dim, dtype))
         self.layers: list[Tensor] = [
             torch.empty(shape, dtype=dtype, device=device).zero_() for _ in range(num_layers)
         ]

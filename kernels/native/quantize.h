@@ -41,10 +41,21 @@ typedef int8_t I8Quarter __attribute__((vector_size(W)));
 INLINE void store_narrow(int16_t* p, I32 v) { store_as(p, __builtin_convertvector(v, I16Half)); }
 INLINE void store_narrow(int8_t* p, I32 v) { store_as(p, __builtin_convertvector(v, I8Quarter)); }
 
+INLINE I32 nearest(F32 v) {
+#if defined(__AVX512F__)
+  return (I32)_mm512_cvtps_epi32((__m512)v);
+#elif defined(__AVX2__)
+  return (I32)_mm256_cvtps_epi32((__m256)v);
+#elif defined(__SSE2__)
+  return (I32)_mm_cvtps_epi32((__m128)v);
+#else
+  return (I32)(v + 12582912.0f) - 0x4b400000;  // 1.5 * 2^23: adding it leaves the integer in the low bits
+#endif
+}
+
 // Writes x / factor, rounded to the nearest of [-kTop, kTop], and returns the factor. n is a multiple of W.
 // A number that is not finite makes the factor NaN, and so all that is computed with it.
 template <int kTop, class Q> INLINE float quantize(const float* x, Q* q, int n) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   F32 top = {}, check = {};
   for (int i = 0; i < n; i += W) {
     F32 v = load(x + i);
@@ -53,7 +64,7 @@ template <int kTop, class Q> INLINE float quantize(const float* x, Q* q, int n) 
   }
   float largest = max_lanes(top);
   float inverse = largest > 1e-30f ? kTop / largest : 0.0f;
-  for (int i = 0; i < n; i += W) store_narrow(q + i, (I32)(load(x + i) * inverse + kRound) - 0x4b400000);
+  for (int i = 0; i < n; i += W) store_narrow(q + i, nearest(load(x + i) * inverse));
   return largest / kTop + sum_lanes(check);
 }
 

@@ -291,7 +291,7 @@ def _memory(state: State) -> Iterator[tuple[tuple[str], float]]:
 
 
 def _build(info: EngineInfo | None, model: str) -> dict[str, str]:
-    names = ("architecture", "dtype", "device", "backend")
+    names = ("architecture", "dtype", "kv_dtype", "device", "backend")
     return {
         "version": __version__,
         "model": model,

@@ -88,7 +88,7 @@ def _cache_config(info: EngineInfo) -> dict[str, str]:
     return {
         "block_size": str(info.block_size),
         "num_gpu_blocks": str(info.num_blocks),
-        "cache_dtype": info.dtype,
+        "cache_dtype": info.kv_dtype,
         "enable_prefix_caching": str(info.prefix_caching),
     }
 

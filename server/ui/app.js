@@ -60,7 +60,7 @@ const handlers = {
     hello = data;
     link("live", "live");
     notice("");
-    setText($("about"), `${data.model} · ${data.dtype} on ${data.device} · ${data.version}`);
+    setText($("about"), `${data.model} · ${data.dtype}${data.kv_dtype === data.dtype ? "" : `, KV in ${data.kv_dtype}`} on ${data.device} · ${data.version}`);
     setText($("play-model"), data.model);
     setText($("atlas-about"), `${plural(data.num_blocks, "block")} of ${data.block_size} tokens`);
     tree.blockSize = detail.blockSize = data.block_size;

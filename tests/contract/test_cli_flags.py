@@ -43,6 +43,7 @@ FLAGS = {
     "--max-queued-requests": ("QUIRE_MAX_QUEUED_REQUESTS", "max_queued_requests", None),
     "--block-size": ("QUIRE_BLOCK_SIZE", "block_size", None),
     "--gpu-memory-utilization": ("QUIRE_GPU_MEMORY_UTILIZATION", "gpu_memory_utilization", 0.9),
+    "--kv-cache-dtype": ("QUIRE_KV_CACHE_DTYPE", "kv_cache_dtype", "auto"),
     "--kv-cache-memory": ("QUIRE_KV_CACHE_MEMORY", "kv_cache_memory_bytes", None),
     "--no-prefix-caching": ("QUIRE_NO_PREFIX_CACHING", "prefix_caching", True),
     "--seed": ("QUIRE_SEED", "seed", None),

@@ -26,6 +26,7 @@ def make_core(
     prefix_caching: bool = True,
     steps_ahead: int = 1,
     dtype: str = "float32",
+    kv_dtype: str | None = None,
     device: str = "cpu",
 ) -> EngineCore:
     """A core around the checkpoint at `path`; every limit can be made small."""
@@ -36,7 +37,7 @@ def make_core(
             path=str(path), name="test", dtype=dtype, device=device, max_model_len=max_model_len,
             vocab_size=spec.vocab_size, eos_token_ids=checkpoint.eos_token_ids, seed=0,
         ),
-        cache=CacheConfig(block_size, num_blocks, 1, prefix_caching),
+        cache=CacheConfig(block_size, num_blocks, 1, prefix_caching, kv_dtype or dtype),
         scheduler=SchedulerConfig(max_num_seqs, max_num_batched_tokens, 1000, steps_ahead),
     )  # fmt: skip
     executor = build_executor(config, checkpoint, torch.device(device))

@@ -44,6 +44,7 @@ INFO = EngineInfo(
     eos_token_ids=(END,),
     block_size=16,
     num_blocks=513,
+    kv_dtype="float32",
     weight_bytes=1 << 20,
     kv_bytes=1 << 22,
     max_num_seqs=64,

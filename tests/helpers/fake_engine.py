@@ -54,6 +54,7 @@ INFO = EngineInfo(
     eos_token_ids=(END,),
     block_size=16,
     num_blocks=129,
+    kv_dtype="float32",
     weight_bytes=1000,
     kv_bytes=1000,
     max_num_seqs=8,

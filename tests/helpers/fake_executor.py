@@ -300,6 +300,6 @@ def make_config(
             path="", name="fake", dtype="float32", device="cpu", max_model_len=max_model_len,
             vocab_size=vocab_size, eos_token_ids=eos_token_ids, seed=0,
         ),
-        cache=CacheConfig(block_size, num_blocks, 1, prefix_caching),
+        cache=CacheConfig(block_size, num_blocks, 1, prefix_caching, "float32"),
         scheduler=SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_queued_requests, steps_ahead),
     )  # fmt: skip

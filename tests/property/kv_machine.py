@@ -54,7 +54,7 @@ class KVMachine(RuleBasedStateMachine):
     )
     def make(self, block_size: int, num_blocks: int, pools: int) -> None:
         """`pools`: how many pools' worth of contents are remembered."""
-        self.kv = KVManager(CacheConfig(block_size, num_blocks, 1, True), self.digest)
+        self.kv = KVManager(CacheConfig(block_size, num_blocks, 1, True, "float32"), self.digest)
         self.kv.ghosts.limit = pools * self.kv.pool.num_blocks
         self.naive = NaiveKV(self.kv, exact=self.exact)
 

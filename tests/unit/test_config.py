@@ -13,10 +13,10 @@ OPTIONS = EngineOptions(model="m")
 # Llama-3.1-8B: 32 layers, 8 kv heads of 128.
 LLAMA_8B = ModelFacts(
     path="/m", name="llama-8b", vocab_size=128_256, eos_token_ids=(128_009,), max_positions=131_072,
-    checkpoint_dtype="bfloat16", num_parameters=8_030_000_000, kv_elements_per_token=2 * 32 * 8 * 128,
+    checkpoint_dtype="bfloat16", num_parameters=8_030_000_000, kv_rows_per_token=2 * 32 * 8, head_dim=128,
     hidden_size=4096, intermediate_size=14_336,
 )  # fmt: skip
-TINY = replace(LLAMA_8B, name="tiny", num_parameters=4_000_000, kv_elements_per_token=2 * 5 * 2 * 64,
+TINY = replace(LLAMA_8B, name="tiny", num_parameters=4_000_000, kv_rows_per_token=2 * 5 * 2, head_dim=64,
                max_positions=2048, vocab_size=2048, hidden_size=256, intermediate_size=704)  # fmt: skip
 H200 = MachineFacts("cuda", "NVIDIA H200", 139 * GIB, 138 * GIB, ("bfloat16", "float16"))
 LAPTOP = MachineFacts("cpu", "this CPU", 24 * GIB, 20 * GIB, ("bfloat16", "float32"))
@@ -69,6 +69,8 @@ def test_asked_context_that_does_not_fit_is_refused_with_the_one_that_does() -> 
         (replace(OPTIONS, max_num_seqs=64, max_num_batched_tokens=32), "needs one token of every step"),
         (replace(OPTIONS, max_model_len=1 << 20), "--max-model-len 1048576: must be between 1 and 2048"),
         (replace(OPTIONS, kv_cache_memory_bytes=100 * GIB), "--kv-cache-memory 100.00 GiB: between"),
+        (replace(OPTIONS, kv_cache_dtype="int4"), "--kv-cache-dtype int4: choose auto or int8"),
+        (replace(OPTIONS, kv_cache_dtype="fp8"), "--kv-cache-dtype fp8: not on a CPU, .* Choose int8"),
         (replace(OPTIONS, gpu_memory_utilization=1.5), "--gpu-memory-utilization 1.5"),
     ],
 )
@@ -119,3 +121,26 @@ def test_quantization_is_read(text: str, bits: int, group_size: int, shown: str)
 def test_other_quantizations_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected int8 or int4, or these with groups of 32, 64, 128"):
         Quantization.parse(text)
+
+
+def test_keys_and_values_are_stored_as_the_model_computes_unless_said() -> None:
+    config = resolve(OPTIONS, TINY, OLD_LAPTOP)
+    assert config.cache.dtype == "float32"
+    assert config.cache.bytes_per_block == 2 * 5 * 2 * 64 * 4 * 32
+    assert reason(config.reasons, "kv-cache-dtype") == ("float32", "as the model computes")
+
+
+def test_int8_makes_room_for_nearly_twice_the_tokens() -> None:
+    options = replace(OPTIONS, kv_cache_memory_bytes=GIB // 4, max_num_seqs=4)
+    plain, small = (
+        resolve(replace(options, kv_cache_dtype=dtype), TINY, LAPTOP).cache for dtype in ("auto", "int8")
+    )
+    assert small.dtype == "int8"
+    assert small.bytes_per_block == 2 * 5 * 2 * (64 + 4) * 32  # a factor of 4 bytes for each key and value
+    assert small.num_blocks == GIB // 4 // small.bytes_per_block > 1.88 * plain.num_blocks
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_a_gpu_refuses_what_it_cannot_store(dtype: str) -> None:
+    with pytest.raises(ConfigError, match=f"--kv-cache-dtype {dtype}: not on cuda yet"):
+        resolve(replace(OPTIONS, kv_cache_dtype=dtype), LLAMA_8B, H200)

@@ -24,7 +24,7 @@ OURS = CacheScope("ours", b"salt")
 
 
 def make_kv(blocks: int = 16, *, prefix_caching: bool = True) -> KVManager:
-    return KVManager(CacheConfig(P, blocks + 1, 1, prefix_caching))
+    return KVManager(CacheConfig(P, blocks + 1, 1, prefix_caching, "float32"))
 
 
 def start(kv: KVManager, tokens: Sequence[int], scope: CacheScope = OURS, *, confirm: bool = True) -> Request:
@@ -185,7 +185,7 @@ class TestReasons:
         assert ask(kv, [1, 2, 3, 4, 5, 6, 7, 8, 9]).at_token == 6
 
     def test_a_few_tokens_around_the_difference_are_shown(self) -> None:
-        kv = KVManager(CacheConfig(64, 5, 1, True))
+        kv = KVManager(CacheConfig(64, 5, 1, True, "float32"))
         cache(kv, range(64))
         report = ask(kv, [*range(20), 99, *range(21, 70)])
         assert report.at_token == 20 and report.context_start == 12

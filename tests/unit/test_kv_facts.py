@@ -97,7 +97,7 @@ def test_what_is_forgotten_is_not_evicted() -> None:
 
 
 def test_a_prefix_is_shared_on_the_account_of_who_took_it() -> None:
-    kv = KVManager(CacheConfig(P, 17, 1, True))
+    kv = KVManager(CacheConfig(P, 17, 1, True, "float32"))
     group = b"group"
     first = run(kv, 1, list(range(2 * P)), CacheScope("ann", group))
     second = run(kv, 2, list(range(2 * P + 1)), CacheScope("bob", group))
@@ -108,7 +108,7 @@ def test_a_prefix_is_shared_on_the_account_of_who_took_it() -> None:
 
 
 def test_parents_come_and_go_with_the_blocks_before() -> None:
-    kv = KVManager(CacheConfig(P, 17, 1, True))
+    kv = KVManager(CacheConfig(P, 17, 1, True, "float32"))
     request = run(kv, 1, list(range(3 * P)), CacheScope())
     head, middle, tail = request.block_ids
     parents = kv.pool.facts.parents

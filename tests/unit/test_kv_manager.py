@@ -21,7 +21,7 @@ P = 4
 
 
 def make_kv(blocks: int = 16, *, prefix_caching: bool = True, digest: Digest = sha256_digest) -> KVManager:
-    return KVManager(CacheConfig(P, blocks + 1, 1, prefix_caching), digest)
+    return KVManager(CacheConfig(P, blocks + 1, 1, prefix_caching, "float32"), digest)
 
 
 def make_request(tokens: Sequence[int], salt: bytes = b"", params: SamplingParams | None = None) -> Request:

@@ -77,7 +77,7 @@ class Replay:
     """Runs a trace through a real manager, one turn per lane at a time; the same moments in any pool."""
 
     def __init__(self, trace: list[Turn], blocks: int, lanes: int) -> None:
-        self.kv = KVManager(CacheConfig(P, blocks + 1, 1, True))
+        self.kv = KVManager(CacheConfig(P, blocks + 1, 1, True, "float32"))
         self.live: list[Request] = []
         self.measured: dict[int, int] = {}
         waiting = iter(enumerate(trace))
