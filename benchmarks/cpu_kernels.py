@@ -66,11 +66,22 @@ def batch(sequences: int, context: int, query: int, block: int) -> tuple[api.Att
 
 
 def attention_run(
-    dtype: torch.dtype, sequences: int, context: int, query: int, block: int, level: str | None = None
+    dtype: torch.dtype,
+    sequences: int,
+    context: int,
+    query: int,
+    block: int,
+    level: str | None = None,
+    kv_dtype: torch.dtype | None = None,
 ) -> Run:
     plan, blocks = batch(sequences, context, query, block)
-    kv = torch.randn(blocks, 2, KV_HEADS, block, DIM).to(dtype)
     q_THD = torch.randn(sequences * query, HEADS, DIM).to(dtype)
+    kv_dtype = kv_dtype or dtype
+    kv = torch.zeros(blocks, 2, KV_HEADS, block, api.kv_width(DIM, kv_dtype), dtype=kv_dtype)
+    with native.using(level):
+        for number in range(blocks):
+            k_TGD, v_TGD = torch.randn(2, block, KV_HEADS, DIM).to(dtype)
+            api.write_kv(k_TGD, v_TGD, kv, torch.arange(block) + number * block)
 
     def run() -> None:
         with native.using(level):
@@ -101,8 +112,18 @@ def attention() -> Iterator[tuple[str, dict[str, Run]]]:
         runs |= {level: attention_run(dtype, 16, 1024, 1, 32, level) for level in native.levels()[1:-1]}
         runs["torch gather + SDPA"] = gather_run(dtype, 16, 1024, 32)
         yield f"decode attention 16 x 1024 {dtype}", runs
+    for sequences, context in ((16, 1024), (8, 2048), (4, 8192)):
+        yield f"decode attention {sequences} x {context} by KV type", kv_types(sequences, context, 1)
     runs = {f"block {p}": attention_run(BF16, 1, 8192, 1, p) for p in (16, 32, 64, 128)}
     yield "decode attention 1 x 8192 bf16", runs
+
+
+def kv_types(sequences: int, context: int, query: int) -> dict[str, Run]:
+    """bf16 queries on memory in bf16 and in int8."""
+    return {
+        "bf16": attention_run(BF16, sequences, context, query, 32),
+        "int8": attention_run(BF16, sequences, context, query, 32, kv_dtype=torch.int8),
+    }
 
 
 def prefill() -> Iterator[tuple[str, dict[str, Run]]]:
@@ -111,11 +132,13 @@ def prefill() -> Iterator[tuple[str, dict[str, Run]]]:
         runs: dict[str, Run] = {f"block {p}": attention_run(dtype, 1, 2048, 2048, p) for p in (16, 32, 64)}
         runs["torch SDPA"] = lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
         yield f"prefill attention 2048 {dtype}", runs
+    yield "prefill attention 2048 by KV type", kv_types(1, 2048, 2048)
 
 
 def write() -> Iterator[tuple[str, dict[str, Run]]]:
-    def run(level: str | None, tokens: int, block: int) -> Run:
-        caches = [torch.zeros(1200, 2, KV_HEADS, block, DIM, dtype=BF16) for _ in range(4)]
+    def run(level: str | None, tokens: int, block: int, dtype: torch.dtype = BF16) -> Run:
+        width = api.kv_width(DIM, dtype)
+        caches = [torch.zeros(1200, 2, KV_HEADS, block, width, dtype=dtype) for _ in range(4)]
         k_TGD = torch.randn(tokens, KV_HEADS, DIM).bfloat16()
         first = (torch.randperm(1100)[:tokens] + 1) * block
         slot_T = first + 5 if tokens < 64 else torch.arange(tokens) + block
@@ -131,7 +154,8 @@ def write() -> Iterator[tuple[str, dict[str, Run]]]:
 
     for tokens in (1, 16, 2048):
         runs = {f"block {p}": run(None, tokens, p) for p in (16, 32, 64)}
-        yield f"write_kv {tokens} tokens bf16", runs | {"torch": run("torch", tokens, 32)}
+        others = {"int8, block 32": run(None, tokens, 32, torch.int8), "torch": run("torch", tokens, 32)}
+        yield f"write_kv {tokens} tokens bf16", runs | others
 
 
 def linear() -> Iterator[tuple[str, dict[str, Run]]]:

@@ -110,7 +110,13 @@ def main() -> None:
     run(core, warm, args.max_seconds)
     result = run(core, make_requests(args, vocab_size), args.max_seconds)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    result |= {"model": args.model, "dtype": args.dtype, "kv_dtype": args.kv_cache_dtype, "device": name, "backend": api.backend_name(device)}
+    result |= {
+        "model": args.model,
+        "dtype": args.dtype,
+        "kv_dtype": args.kv_cache_dtype,
+        "device": name,
+        "backend": api.backend_name(device),
+    }
     print(json.dumps(result, indent=2))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -15,7 +15,7 @@ from engine.errors import ConfigError, MemoryPlanError
 
 GIB = 1 << 30
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-KV_SCALE_BYTES = 4  # the factor of an int8 key or value
+KV_FACTOR_BYTES = 4  # the factor of an int8 key or value
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_BLOCK_SIZE = {"cpu": 32, "cuda": 64}
 
@@ -221,9 +221,7 @@ class _Resolver:
                 quantization=self.model.quantization,
                 seed=self.options.seed,
             ),
-            cache=CacheConfig(
-                block_size, num_blocks, block_bytes, self.options.prefix_caching, kv_dtype
-            ),
+            cache=CacheConfig(block_size, num_blocks, block_bytes, self.options.prefix_caching, kv_dtype),
             scheduler=SchedulerConfig(
                 max_num_seqs=seqs,
                 max_num_batched_tokens=batched,
@@ -261,7 +259,9 @@ class _Resolver:
         if asked not in ("int8", "fp8"):
             raise ConfigError(f"--kv-cache-dtype {asked}: choose auto or int8.")
         if device != "cpu":
-            raise ConfigError(f"--kv-cache-dtype {asked}: not on {device} yet. Leave it out, or use --device cpu.")
+            raise ConfigError(
+                f"--kv-cache-dtype {asked}: not on {device} yet. Leave it out, or use --device cpu."
+            )
         if asked == "fp8":
             raise ConfigError(
                 "--kv-cache-dtype fp8: not on a CPU, where int8 takes as little memory and is more exact. "
@@ -363,7 +363,7 @@ def kv_row_bytes(head_dim: int, kv_dtype: str) -> int:
     >>> kv_row_bytes(128, "bfloat16"), kv_row_bytes(128, "int8")
     (256, 132)
     """
-    return head_dim + KV_SCALE_BYTES if kv_dtype == "int8" else head_dim * DTYPE_BYTES[kv_dtype]
+    return head_dim + KV_FACTOR_BYTES if kv_dtype == "int8" else head_dim * DTYPE_BYTES[kv_dtype]
 
 
 def _check(flag: str, value: float, low: float, high: float) -> None:

@@ -76,8 +76,8 @@ def lines(info: EngineInfo, settings: ServerSettings, url: str) -> list[str]:
     report = [
         f"model     {settings.model_name}: {info.architecture}, {info.dtype}, on {_device(info)}",
         f"weights   {size(info.weight_bytes)}{held}",
-        f"KV pool   {size(info.kv_bytes)} of {info.kv_dtype}: {blocks} blocks of {info.block_size} tokens = {tokens} tokens, "
-        f"{sharing}",
+        f"KV pool   {size(info.kv_bytes)} of {info.kv_dtype}: {blocks} blocks of {info.block_size} tokens = "
+        f"{tokens} tokens, {sharing}",
         f"requests  up to {fits} tokens each (prompt + output), {info.max_num_seqs} at a time, "
         f"{info.max_queued_requests} queued",
     ]

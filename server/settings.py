@@ -399,7 +399,7 @@ ENGINE_FLAGS = (
         "kv_cache_dtype",
         _choice("auto", "int8", "fp8"),
         "TYPE",
-        "of keys and values: auto (the model's) or int8 (on a CPU: half of bfloat16's memory) (default: auto)",
+        "of keys and values: auto (the model's), or int8 (CPU only, half of bfloat16) (default: auto)",
     ),
     Flag("no-prefix-caching", "prefix_caching", _switch, "", "do not share equal prefixes", switch_to=False),
     Flag(

@@ -91,7 +91,7 @@ template <class M> struct Pages {
 
   Pages(const AttentionArgs& a, const Item& item) {
     block = a.block, dim = a.dim, end_key = item.end_key;
-    slab = (int64_t)block * (dim + (kScaled<M> ? kScaleBytes : 0));
+    slab = (int64_t)block * (dim + (kHasFactors<M> ? kFactorBytes : 0));
     v_offset = slab * a.kv_heads, block_stride = 2 * v_offset;
     kv = (const typename M::Stored*)a.kv_N2GPD + item.kv_head * slab;
     page_table = a.page_table_SB + item.seq * a.page_table_stride;
@@ -105,7 +105,7 @@ template <class M> struct Pages {
     to.count = n;
     for (; n > 0 && n < kStepGranules; n++) {
       to.k[n] = to.k[n - 1], to.v[n] = to.v[n - 1];
-      to.k_scale[n] = to.k_scale[n - 1], to.v_scale[n] = to.v_scale[n - 1];
+      to.k_factor[n] = to.k_factor[n - 1], to.v_factor[n] = to.v_factor[n - 1];
     }
   }
 
@@ -114,9 +114,9 @@ template <class M> struct Pages {
     const typename M::Stored* base = kv + page_table[token / block] * block_stride;
     to.k[n] = base + offset * M::I;
     to.v[n] = base + v_offset + (int64_t)offset * dim;
-    if constexpr (kScaled<M>) {
-      const typename M::Stored* scales = base + (int64_t)block * dim;
-      to.k_scale[n] = (const float*)scales + offset, to.v_scale[n] = (const float*)(scales + v_offset) + offset;
+    if constexpr (kHasFactors<M>) {
+      const typename M::Stored* factors = base + (int64_t)block * dim;
+      to.k_factor[n] = (const float*)factors + offset, to.v_factor[n] = (const float*)(factors + v_offset) + offset;
     }
   }
 };
@@ -134,8 +134,8 @@ template <class M, class T> void load_tile(Tile<M>& tile, const AttentionArgs& a
   for (int r = 0; r < item.rows; r++) {
     int row = item.row + r, head = item.kv_head * rows.group + row % rows.group;
     const T* q = (const T*)a.q_THD + (rows.query_start + row / rows.group) * a.q_stride + head * a.q_head_stride;
-    tile.q_scale[r] = load_left(q, tile.q + r * a.dim, a.dim);
-    tile.p_scale[r] = 1;
+    tile.q_factor[r] = load_left(q, tile.q + r * a.dim, a.dim);
+    tile.p_factor[r] = 1;
     tile.max[r] = kNoMax, tile.sum[r] = 0;
     tile.first_key[r] = rows.first_key(row, a.window), tile.end_key[r] = rows.end_key(row);
   }
@@ -208,9 +208,16 @@ template <class M, class T> void attention_of(const AttentionArgs& a) {
 }
 
 void paged_attention(int dtype, const AttentionArgs& args) {
-  auto plain = dtype == kF32 ? attention_of<MulF32, float> : dtype == kBF16 ? attention_of<MulBF16, bf16> : attention_of<MulF16, fp16>;
-  auto scaled = dtype == kF32 ? attention_of<MulInt8, float> : dtype == kBF16 ? attention_of<MulInt8, bf16> : attention_of<MulInt8, fp16>;
-  (args.int8_kv ? scaled : plain)(args);
+  if (args.int8_kv) {
+    auto f = dtype == kF32    ? attention_of<MulInt8, float>
+             : dtype == kBF16 ? attention_of<MulInt8, bf16>
+                              : attention_of<MulInt8, fp16>;
+    return f(args);
+  }
+  auto f = dtype == kF32    ? attention_of<MulF32, float>
+           : dtype == kBF16 ? attention_of<MulBF16, bf16>
+                            : attention_of<MulF16, fp16>;
+  f(args);
 }
 
 }  // namespace

@@ -18,8 +18,8 @@ constexpr int kMaxRows = 48;
 constexpr float kNoMax = -1e30f, kMasked = -INFINITY;
 
 // Whether keys and values have a factor per token (quantize.h).
-template <class M> constexpr bool kScaled = false;
-template <> constexpr bool kScaled<MulInt8> = true;
+template <class M> constexpr bool kHasFactors = false;
+template <> constexpr bool kHasFactors<MulInt8> = true;
 
 INLINE F32 as_float(F32 v) { return v; }
 INLINE F32 as_float(I32 v) { return __builtin_convertvector(v, F32); }
@@ -31,18 +31,18 @@ template <class M> using Sum = typename SumOf<M>::type;
 
 template <class M> struct Tile {
   int rows, dim;
-  alignas(64) typename M::Left q[kMaxRows * kMaxDim];  // [rows, D], divided by q_scale
+  alignas(64) typename M::Left q[kMaxRows * kMaxDim];  // [rows, D], divided by q_factor
   alignas(64) float out[kMaxRows * kMaxDim];           // [rows, D], not yet divided by sum
   alignas(64) float scores[kMaxRows * kStep];
-  alignas(64) typename M::Left p[kMaxRows * kStep];  // divided by p_scale
-  float max[kMaxRows], sum[kMaxRows], rescale[kMaxRows], q_scale[kMaxRows], p_scale[kMaxRows];
+  alignas(64) typename M::Left p[kMaxRows * kStep];  // divided by p_factor
+  float max[kMaxRows], sum[kMaxRows], rescale[kMaxRows], q_factor[kMaxRows], p_factor[kMaxRows];
   int first_key[kMaxRows], end_key[kMaxRows];  // row r sees keys [first_key, end_key)
 };
 
 // Where the keys and values of up to four granules lie, and their factors if there are any.
 template <class M> struct Granules {
   const typename M::Stored *k[kStepGranules], *v[kStepGranules];
-  const float *k_scale[kStepGranules], *v_scale[kStepGranules];
+  const float *k_factor[kStepGranules], *v_factor[kStepGranules];
   int count;
 };
 
@@ -51,6 +51,9 @@ template <class M> struct Step {
   Granules<M> now, next;
   int tokens;  // at most now.count * 16: what lies past them must not be used
 };
+
+// Rows of the register tile: in AVX2, more than linear.h's where a vector of the right side is one register.
+template <class M> constexpr int kTileRows = W == 8 && sizeof(typename M::Right) == sizeof(F32) ? 6 : kMR;
 
 // Vectors in a row of the register tile. Few rows leave registers for more vectors, and need them: a sum is ready
 // for its next product after 4 cycles only.
@@ -119,7 +122,7 @@ void value_block(Tile<M>& tile, const Step<M>& step, int row, int d) {
   for (int r = 0; r < MR; r++)
     for (int n = 0; n < NR; n++) {
       float* out = tile.out + (row + r) * dim + d + n * W;
-      store(out, load(out) * tile.rescale[row + r] + as_float(acc[r][n]) * tile.p_scale[row + r]);
+      store(out, load(out) * tile.rescale[row + r] + as_float(acc[r][n]) * tile.p_factor[row + r]);
     }
 }
 
@@ -156,9 +159,9 @@ template <class M, int MR> INLINE void for_row_blocks(Tile<M>& tile, const Step<
 // ---- softmax of one row of one step
 
 // The weights of a step times the factors of its values, as whole numbers. In place; returns what divides them.
-INLINE float scale_weights(float* p, int16_t* q, const Granules<MulInt8>& values) {
+INLINE float weigh_values(float* p, int16_t* q, const Granules<MulInt8>& values) {
   for (int c = 0; c < values.count * kGranule; c += W) {
-    F32 weight = load(p + c), factor = load(values.v_scale[c / kGranule] + c % kGranule);
+    F32 weight = load(p + c), factor = load(values.v_factor[c / kGranule] + c % kGranule);
     store(p + c, weight > 0.0f ? weight * factor : F32{});  // the factor of an unused slot may be NaN
   }
   return quantize<32767>(p, q, values.count * kGranule);
@@ -174,7 +177,7 @@ template <class M> void softmax_row(Tile<M>& tile, const Step<M>& step, int row,
   F32 top = splat(tile.max[row]);
   for (int c = 0; c < columns; c += W) {
     F32 s = load(scores + c) * scale;
-    if constexpr (kScaled<M>) s *= load(step.now.k_scale[c / kGranule] + c % kGranule) * tile.q_scale[row];
+    if constexpr (kHasFactors<M>) s *= load(step.now.k_factor[c / kGranule] + c % kGranule) * tile.q_factor[row];
     if (softcap > 0) s = softcap * tanh_vec(s / softcap);
     if (masked) {
       I32 key = iota() + c;
@@ -188,10 +191,10 @@ template <class M> void softmax_row(Tile<M>& tile, const Step<M>& step, int row,
   for (int c = 0; c < columns; c += W) {
     F32 p = exp2_vec(load(scores + c) - new_max);
     total += p;
-    if constexpr (kScaled<M>) store(scores + c, p);
+    if constexpr (kHasFactors<M>) store(scores + c, p);
     else store_left(tile.p + row * kStep + c, p);
   }
-  if constexpr (kScaled<M>) tile.p_scale[row] = scale_weights(scores, tile.p + row * kStep, step.now);
+  if constexpr (kHasFactors<M>) tile.p_factor[row] = weigh_values(scores, tile.p + row * kStep, step.now);
   float rescale = exp2f(tile.max[row] - new_max);
   tile.rescale[row] = rescale;
   tile.sum[row] = tile.sum[row] * rescale + sum_lanes(total);
@@ -200,14 +203,14 @@ template <class M> void softmax_row(Tile<M>& tile, const Step<M>& step, int row,
 
 template <class M> void attend_step(Tile<M>& tile, const Step<M>& step, int first_key, int block, float scale,
                                     float softcap) {
-  if constexpr (kScaled<M>)
+  if constexpr (kHasFactors<M>)
     for (int g = 0; g < kStepGranules; g++) {
-      __builtin_prefetch(step.next.k_scale[g], 0, 2);
-      __builtin_prefetch(step.next.v_scale[g], 0, 2);
+      __builtin_prefetch(step.next.k_factor[g], 0, 2);
+      __builtin_prefetch(step.next.v_factor[g], 0, 2);
     }
-  for_row_blocks<M, kMR>(tile, step, 0, block, true);
+  for_row_blocks<M, kTileRows<M>>(tile, step, 0, block, true);
   for (int row = 0; row < tile.rows; row++) softmax_row(tile, step, row, first_key, scale, softcap);
-  for_row_blocks<M, kMR>(tile, step, 0, block, false);
+  for_row_blocks<M, kTileRows<M>>(tile, step, 0, block, false);
 }
 
 }  // namespace

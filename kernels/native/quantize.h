@@ -9,7 +9,7 @@
 namespace {
 
 constexpr int kMaxDim = 256;
-constexpr int kScaleBytes = sizeof(float);
+constexpr int kFactorBytes = sizeof(float);
 
 typedef int16_t I16 __attribute__((vector_size(W * 4)));  // 2 W lanes
 typedef int8_t I8 __attribute__((vector_size(W * 2)));

@@ -40,7 +40,7 @@ template <class S, class T> void write_kv_of(const void* k_, const void* v_, voi
                                              int64_t v_stride, int64_t v_head_stride, int kv_heads, int block,
                                              int dim) {
   const T *k = (const T*)k_, *v = (const T*)v_;
-  int64_t slab = (int64_t)block * (dim + (sizeof(S) == 1 ? kScaleBytes : 0)), half = slab * kv_heads;
+  int64_t slab = (int64_t)block * (dim + (sizeof(S) == 1 ? kFactorBytes : 0)), half = slab * kv_heads;
   // Neighbouring tokens share cache lines of a slab, so a thread takes a run of tokens.
   parallel_for(tokens, 1 + 16384 / (kv_heads * dim), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t++) {
@@ -56,9 +56,14 @@ template <class S, class T> void write_kv_of(const void* k_, const void* v_, voi
 void write_kv(int dtype, const void* k, const void* v, void* kv, const int64_t* slot_T, int64_t tokens,
               int64_t k_stride, int64_t k_head_stride, int64_t v_stride, int64_t v_head_stride, int kv_heads, int block,
               int dim, int int8_kv) {
-  auto plain = dtype == kF32 ? write_kv_of<float, float> : dtype == kBF16 ? write_kv_of<bf16, bf16> : write_kv_of<fp16, fp16>;
-  auto scaled = dtype == kF32 ? write_kv_of<int8_t, float> : dtype == kBF16 ? write_kv_of<int8_t, bf16> : write_kv_of<int8_t, fp16>;
-  (int8_kv ? scaled : plain)(k, v, kv, slot_T, tokens, k_stride, k_head_stride, v_stride, v_head_stride, kv_heads, block, dim);
+  auto f = dtype == kF32    ? write_kv_of<float, float>
+           : dtype == kBF16 ? write_kv_of<bf16, bf16>
+                            : write_kv_of<fp16, fp16>;
+  if (int8_kv)
+    f = dtype == kF32    ? write_kv_of<int8_t, float>
+        : dtype == kBF16 ? write_kv_of<int8_t, bf16>
+                         : write_kv_of<int8_t, fp16>;
+  f(k, v, kv, slot_T, tokens, k_stride, k_head_stride, v_stride, v_head_stride, kv_heads, block, dim);
 }
 
 }  // namespace

@@ -1,8 +1,7 @@
 """The engine over an int8 KV cache: how a request is scheduled changes none of its tokens.
 
-Keys and values are read back as they were rounded, also by the step that wrote them, so chunks, prefix hits and
-preemptions see the same numbers. What the rounding itself costs is bounded here and measured by
-`benchmarks/kv_quantization.py`.
+Keys and values are read back as they were rounded, also by the step that wrote them, so chunks, prefix hits
+and preemptions see the same numbers. What the rounding costs is measured by `benchmarks/kv_quantization.py`.
 """
 
 from __future__ import annotations

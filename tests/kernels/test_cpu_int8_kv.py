@@ -1,4 +1,4 @@
-"""int8 KV memory on the CPU, every instruction set: against its own dequantised self, and against no rounding.
+"""int8 KV memory on the CPU, every instruction set: against what it holds, and against no rounding at all.
 
 Memory is filled with bytes of 0xFF before it is written: the factor of every slot that holds no token is NaN.
 """
@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.config import KV_SCALE_BYTES
+from engine.config import KV_FACTOR_BYTES
 from kernels import api
-from kernels.kv_format import SCALE_BYTES, dequantize, kv_width, quantize
+from kernels.kv_format import FACTOR_BYTES, dequantize, kv_width, quantize
 from kernels.native import library as native
 from kernels.paged_attention import reference
 from kernels.paged_attention.cpu import gather
@@ -69,10 +69,10 @@ def int8_case(dtype: torch.dtype = torch.float32, window: int = 0, **shape: int)
     return Int8Case(plain, rounded, k_UGD, v_UGD, slot_U)
 
 
-def check(case: Int8Case, level: str = BEST, *, window: int = 0, softcap: float = 0.0, threads: int = 2) -> None:
+def check(case: Int8Case, level: str = BEST, *, window: int = 0, softcap: float = 0.0) -> None:
     q_THD = case.plain.q_THD
     scale = q_THD.shape[2] ** -0.5
-    with native.using(level, threads), poisoned_memory():
+    with native.using(level, 2), poisoned_memory():
         got_THD = api.paged_attention(
             q_THD, case.written(), case.plain.batch, scale=scale, window=window, softcap=softcap
         )
@@ -81,7 +81,7 @@ def check(case: Int8Case, level: str = BEST, *, window: int = 0, softcap: float 
     # Against itself: queries and weights have 15 bits; the result is rounded to the dtype.
     rounding = 3e-4 + (0 if q_THD.dtype == torch.float32 else 5 * torch.finfo(q_THD.dtype).eps)
     assert (got_THD.double() - own).abs().max() < rounding
-    # Against no rounding at all: half a step of K is 1 / 254 of its largest, 3 to 4 for normal numbers, and it
+    # Against no rounding at all: half a step of K is 1 / 254 of its largest, 3 to 4 for normal numbers, and
     # moves a score by about as much; half a step of V moves the result.
     exact = case.plain.dense(scale, window, softcap, torch.float64)
     error = got_THD.double() - exact
@@ -198,7 +198,9 @@ def test_a_copied_block_has_its_factors(level: str) -> None:
         api.copy_blocks(kv, torch.tensor([2]), torch.tensor([4]))
         start = torch.tensor([0, 1, 2], dtype=torch.int32)
         lengths = torch.tensor([21, 21], dtype=torch.int32)
-        batch = api.AttentionBatch(torch.tensor([[1, 2], [1, 4]], dtype=torch.int32), start, lengths, 2, 1, 21)
+        batch = api.AttentionBatch(
+            torch.tensor([[1, 2], [1, 4]], dtype=torch.int32), start, lengths, 2, 1, 21
+        )
         q_THD = torch.randn(1, 4, 32).repeat(2, 1, 1)
         both = api.paged_attention(q_THD, kv, batch, scale=0.2)
         assert torch.equal(both[0], both[1]) and both.isfinite().all()
@@ -231,4 +233,4 @@ def test_the_fallback_reads_what_the_reference_reads() -> None:
 
 
 def test_the_planner_counts_the_bytes_that_are_there() -> None:
-    assert KV_SCALE_BYTES == SCALE_BYTES
+    assert KV_FACTOR_BYTES == FACTOR_BYTES
