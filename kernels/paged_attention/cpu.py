@@ -47,8 +47,8 @@ def gather(kv_N2GPD: Tensor, block_B: Tensor) -> tuple[Tensor, Tensor]:
 def _split_slabs(x_BGPD: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """int8 slabs -> their elements, and a row of factor bytes per token."""
     b, g, p, _ = x_BGPD.shape
-    elements, factors = x_BGPD.reshape(b, g, -1).split((p * dim, p * FACTOR_BYTES), -1)
-    return elements, factors.reshape(b, g, p, FACTOR_BYTES)
+    bytes_BGX = x_BGPD.reshape(b, g, -1)
+    return bytes_BGX[..., : p * dim], bytes_BGX[..., p * dim :].reshape(b, g, p, FACTOR_BYTES)
 
 
 def _in_order(k: Tensor, v: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
