@@ -53,7 +53,7 @@ template <class M> struct Step {
 };
 
 // Rows of the register tile: in AVX2, more than linear.h's where a vector of the right side is one register.
-template <class M> constexpr int kTileRows = W == 8 && sizeof(typename M::Right) == sizeof(F32) ? 6 : kMR;
+template <class M> constexpr int kAttentionRows = W == 8 && sizeof(typename M::Right) == sizeof(F32) ? 6 : kMR;
 
 // Vectors in a row of the register tile. Few rows leave registers for more vectors, and need them: a sum is ready
 // for its next product after 4 cycles only.
@@ -208,9 +208,9 @@ template <class M> void attend_step(Tile<M>& tile, const Step<M>& step, int firs
       __builtin_prefetch(step.next.k_factor[g], 0, 2);
       __builtin_prefetch(step.next.v_factor[g], 0, 2);
     }
-  for_row_blocks<M, kTileRows<M>>(tile, step, 0, block, true);
+  for_row_blocks<M, kAttentionRows<M>>(tile, step, 0, block, true);
   for (int row = 0; row < tile.rows; row++) softmax_row(tile, step, row, first_key, scale, softcap);
-  for_row_blocks<M, kTileRows<M>>(tile, step, 0, block, false);
+  for_row_blocks<M, kAttentionRows<M>>(tile, step, 0, block, false);
 }
 
 }  // namespace

@@ -23,7 +23,9 @@ struct MulInt8 {
   // What lies past the last token is some number, and its weight is 0.
   static INLINE Right load_first(const Stored* p) { return load_right(p); }
   static INLINE I32 fma(I32 acc, const Left* a, Right b) {
-#if defined(__AVX512BW__)
+#if defined(__AVX512VNNI__)
+    return (I32)_mm512_dpwssd_epi32((__m512i)acc, _mm512_set1_epi32(load_as<int>(a)), (__m512i)b.v);
+#elif defined(__AVX512BW__)
     return acc + (I32)_mm512_madd_epi16(_mm512_set1_epi32(load_as<int>(a)), (__m512i)b.v);
 #elif defined(__AVX2__)
     return acc + (I32)_mm256_madd_epi16(_mm256_set1_epi32(load_as<int>(a)), (__m256i)b.v);
