@@ -86,6 +86,7 @@ def test_every_serve_flag_is_documented_with_its_variable() -> None:
 
 # Of the scripts in benchmarks/.
 SCRIPT_FLAGS = {
+    "--only",
     "--png",
     "--size",
     "--tokens",
