@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.build import build_executor
-from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig, kv_row_bytes
+from engine.config import CacheConfig, kv_row_bytes
 from engine.core import EngineCore
+from engine.exec.kv_store import KVStore
 from engine.model.checkpoint import inspect
 from engine.types import SamplingParams
 from tests.helpers.checkpoints import TinyConfig, make_checkpoint, reference_generate
@@ -95,10 +95,11 @@ def test_the_pool_takes_the_bytes_that_the_plan_says(path: Path) -> None:
     checkpoint = inspect(str(path))
     spec = checkpoint.spec
     planned = 2 * spec.num_layers * spec.num_kv_heads * kv_row_bytes(spec.head_dim, "int8") * 16
-    config = EngineConfig(
-        model=ModelConfig(str(path), "test", "float32", "cpu", 256, spec.vocab_size, (), 0),
-        cache=CacheConfig(16, 8, planned, True, "int8"),
-        scheduler=SchedulerConfig(8, 512, 10),
+    store = KVStore(
+        CacheConfig(16, 8, planned, True, "int8"),
+        num_layers=spec.num_layers,
+        kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        device=torch.device("cpu"),
     )
-    store = build_executor(config, checkpoint, torch.device("cpu"))._kv_store
     assert sum(layer.nbytes for layer in store.layers) == 8 * planned
