@@ -31,7 +31,9 @@ class BenchServer:
         takes_ids: False answers 400 to a list prompt; a number refuses larger ids.
         tokens_per_chunk: tokens in each chunk.
         fault: what to do to measured requests: "", "429", "cut" (close mid-stream), "error" (an error event),
-            "hang" (send nothing), "garbage" (a chunk that is not JSON).
+            "short" (end the stream after two chunks), "hang" (send nothing), "garbage" (a chunk that is not
+            JSON).
+        done: whether [DONE] ends a stream.
         most_at_once: the largest number of completions under way.
     """
 
@@ -41,6 +43,7 @@ class BenchServer:
         self.takes_ids: bool | int = True
         self.tokens_per_chunk = 1
         self.usage = True
+        self.done = True
         self.fault = ""
         self.release = asyncio.Event()
         self.release.set()
@@ -100,6 +103,8 @@ class BenchServer:
             await asyncio.Event().wait()
         for number, data in enumerate(self.events(request, chat)):
             if measured and number == 2 and self.fault:
+                if self.fault == "short":
+                    break
                 if self.fault == "cut":
                     writer.close()
                     return
@@ -126,7 +131,8 @@ class BenchServer:
             "prompt_tokens_details": {"cached_tokens": 3},
         }
         tail = [{"choices": [], "usage": usage}] if self.usage else []
-        return [*(event(chunk) for chunk in [*chunks, *tail]), b"data: [DONE]\n\n"]
+        end = [b"data: [DONE]\n\n"] if self.done else []
+        return [*(event(chunk) for chunk in [*chunks, *tail]), *end]
 
     def reply(self, writer: asyncio.StreamWriter, status: int, content: Any) -> None:
         body = json.dumps(content).encode()

@@ -165,6 +165,7 @@ def test_the_same_seed_gives_the_same_requests() -> None:
     [
         ("429", "HTTP 429 (overloaded)"),
         ("cut", "connection closed in the middle of a response"),
+        ("short", "stream ended early"),
         ("error", "error in the stream (server_error)"),
         ("garbage", "bad chunk"),
     ],
@@ -176,6 +177,12 @@ def test_errors_are_counted_by_kind(fault: str, kind: str) -> None:
     assert len(result.done) == 0
     assert {name: count for name, (count, _) in result.errors().items()} == {kind: 6}
     assert f"failed: {kind}: 6" in report.render_table(result)
+
+
+def test_a_finish_reason_ends_a_stream_without_done() -> None:
+    server = BenchServer()
+    server.done = False
+    assert len(run(server).done) == 6
 
 
 def test_a_silent_server_times_out_request_by_request() -> None:
