@@ -104,6 +104,7 @@ def _vllm(model: str, variant: str) -> Launch:
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads() - 1}",
         "VLLM_CPU_KVCACHE_SPACE": str(kv_gib(model)),
         "LD_PRELOAD": ":".join(map(str, preloads)),
+        "VLLM_CACHE_ROOT": str(home / "cache"),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
