@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
+ENDED = (FileNotFoundError, ProcessLookupError)  # of a process or thread that is no more
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def children(pid: int) -> list[int]:
     """Direct children."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(*ENDED):
+            found += map(int, (thread / "children").read_text().split())
+    return found
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all below it."""
-    return [pid, *(below for child in children(pid) for below in tree(child))]
+    """A process and all below it that are there."""
+    try:
+        below = children(pid)
+    except ENDED:
+        return []
+    return [pid, *(each for child in below for each in tree(child))]
 
 
 def cpu_s(pid: int) -> float:
@@ -26,7 +35,11 @@ def cpu_s(pid: int) -> float:
 
 def tree_cpu_s(pid: int) -> float:
     """CPU seconds spent so far by a process and all below it, those included that have ended."""
-    return sum(sum(_cpu_ticks(each)) for each in tree(pid)) / _TICKS_PER_S
+    total = 0
+    for each in tree(pid):
+        with suppress(*ENDED):
+            total += sum(_cpu_ticks(each))
+    return total / _TICKS_PER_S
 
 
 def machine_cpu_s() -> float:
@@ -52,19 +65,21 @@ def _machine_ticks() -> list[int]:
 
 def rss_bytes(pid: int) -> int:
     """Resident memory."""
-    return _status(pid, "VmRSS")
+    return _field(Path(f"/proc/{pid}/status"), "VmRSS")
 
 
-def pss_bytes(pid: int) -> int:
-    """Resident memory, with a page that n processes share counted as 1/n: sums over processes are right."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def tree_bytes(pid: int) -> int:
+    """Resident memory of a process and all below it; a page that several of them share counts once."""
+    total = 0
+    for each in tree(pid):
+        with suppress(*ENDED):
+            total += _field(Path(f"/proc/{each}/smaps_rollup"), "Pss")
+    return total
 
 
-def _status(pid: int, field: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(field + ":"):
+def _field(file: Path, name: str) -> int:
+    """Bytes, from a line `name:  123 kB`."""
+    for line in file.read_text().splitlines():
+        if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
     return 0

@@ -17,7 +17,7 @@ from benchmarks import machine
 from benchmarks.compare.checkpoints import MODELS
 from benchmarks.compare.engines import Engine
 from benchmarks.compare.loads import LOADS
-from benchmarks.compare.measure import Findings, Plan, measure_all
+from benchmarks.compare.measure import Findings, Plan, Rounds
 from benchmarks.compare.page import render, write_page
 
 ENGINES = ["quire", "llama.cpp", "vllm", "transformers"]
@@ -37,7 +37,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     plan = Plan(args.models, args.engines, loads, args.repeats, args.others_cores, args.attempts)
     head = {
         "machine": machine.describe(),
-        "versions": {str(engine): engine.version() for engine in plan.engines},
+        "versions": {engine.server: engine.version() for engine in plan.engines},
         "models": plan.models,
         "loads": {name: str(load) for name, load in loads.items()},
         "repeats": plan.repeats,
@@ -46,7 +46,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     }
     args.json.parent.mkdir(parents=True, exist_ok=True)
     findings = Findings(head, args.json)
-    measure_all(plan, findings, lambda line: print(line, flush=True))
+    Rounds(plan, findings, lambda line: print(line, flush=True)).run()
     return findings.content
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +40,12 @@ class Measure(Protocol):
     def __call__(self, load: Load, server: Running, launch: Launch, seed: int) -> Figures: ...
 
 
+class Start(Protocol):
+    """Starts a server for the time of a block; `running`, or a fake of it."""
+
+    def __call__(self, launch: Launch, log: Path) -> AbstractContextManager[Running]: ...
+
+
 class Findings:
     """What was found so far, written down after every run."""
 
@@ -52,60 +59,78 @@ class Findings:
             self._file.write_text(json.dumps(self.content, indent=1) + "\n")
 
 
-def measure_all(
-    plan: Plan,
-    findings: Findings,
-    say: Callable[[str], None],
-    start: Callable[..., Any] = running,
-    measure: Measure = run_load,
-) -> None:
-    """Each round takes the servers in another order, so that none always follows the same one."""
-    for model in plan.models:
-        present = list(plan.engines)
-        for round_number in range(plan.repeats):
-            first = round_number % max(1, len(present))
-            for engine in present[first:] + present[:first]:
-                try:
-                    _measure_one(plan, findings, model, engine, round_number, say, start, measure)
-                except DidNotStart as reason:
-                    present.remove(engine)
-                    findings.add("absent", model, engine, round=round_number, reason=str(reason))
-                    say(f"{model} {engine}: did not start here: {reason}")
+class Rounds:
+    """Goes through a plan.
+
+    Args:
+        say: prints a line.
+        start, measure: `running` and `run_load`, or fakes of them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        findings: Findings,
+        say: Callable[[str], None],
+        start: Start = running,
+        measure: Measure = run_load,
+    ) -> None:
+        self._plan = plan
+        self._findings = findings
+        self._say = say
+        self._start = start
+        self._measure = measure
+
+    def run(self) -> None:
+        """Each round takes the servers in another order, so that none always follows the same one."""
+        for model in self._plan.models:
+            present = list(self._plan.engines)
+            for number in range(self._plan.repeats):
+                first = number % max(1, len(present))
+                for engine in present[first:] + present[:first]:
+                    try:
+                        self._run_server(model, engine, number)
+                    except DidNotStart as reason:
+                        present.remove(engine)
+                        self._findings.add("absent", model, engine, round=number, reason=str(reason))
+                        self._say(f"{model} {engine}: did not start here: {reason}")
+
+    def _run_server(self, model: str, engine: Engine, number: int) -> None:
+        launch = engine.launch(model)
+        with self._start(launch, PEERS / "logs" / f"{model}-{engine}.log") as server:
+            start = {"ready_s": server.ready_s, "resident_bytes": server.resident_bytes}
+            self._findings.add("starts", model, engine, round=number, **start)
+            self._say(f"{model} {engine}: {describe_start(server)}")
+            for name in self._plan.loads:
+                if engine.group == "16 bits" or name in QUANTISED_LOADS:
+                    found = self._run_load(name, server, launch, number)
+                    self._findings.add("runs", model, engine, round=number, load=name, **found)
+                    self._say(f"{model} {engine} {name}: {describe(found)}")
+
+    def _run_load(self, name: str, server: Running, launch: Launch, number: int) -> dict[str, Any]:
+        plan = self._plan
+        seed = 10 * number + list(plan.loads).index(name)
+
+        def attempt(tries: int) -> Figures:
+            return self._measure(plan.loads[name], server, launch, 1000 * tries + seed)
+
+        best, others = undisturbed(attempt, lambda run: run.others_cores, plan.limit_cores, plan.attempts)
+        disturbed = best.others_cores > plan.limit_cores
+        return {"disturbed": disturbed, **asdict(best), "other_attempts": [asdict(run) for run in others]}
 
 
-def _measure_one(
-    plan: Plan, findings: Findings, model: str, engine: Engine, round_number: int,
-    say: Callable[[str], None], start: Callable[..., Any], measure: Measure,
-) -> None:  # fmt: skip
-    launch = engine.launch(model)
-    with start(launch, PEERS / "logs" / f"{model}-{engine}.log") as server:
-        megabytes = server.resident_bytes / 1e6
-        say(f"{model} {engine}: ready in {server.ready_s:.1f} s, {megabytes:,.0f} MB resident")
-        findings.add(
-            "starts", model, engine, round=round_number,
-            ready_s=server.ready_s, resident_bytes=server.resident_bytes,
-        )  # fmt: skip
-        for number, (name, load) in enumerate(plan.loads.items()):
-            if engine.group != "16 bits" and name not in QUANTISED_LOADS:
-                continue
-
-            def attempt(tries: int, load: Load = load, number: int = number) -> Figures:
-                seed = 100 * tries + 10 * round_number + number
-                return measure(load, server, launch, seed)
-
-            best, others = undisturbed(attempt, lambda run: run.others_cores, plan.limit_cores, plan.attempts)
-            disturbed = best.others_cores > plan.limit_cores
-            findings.add(
-                "runs", model, engine, round=round_number, load=name, disturbed=disturbed,
-                **asdict(best), other_attempts=[asdict(run) for run in others],
-            )  # fmt: skip
-            say(f"{model} {engine} {name}: {describe(best)}{' (disturbed)' if disturbed else ''}")
+def describe_start(server: Running) -> str:
+    """For the terminal."""
+    return f"ready in {server.ready_s:.1f} s, {server.resident_bytes / 1e6:,.0f} MB resident"
 
 
-def describe(run: Figures) -> str:
-    """One line for the terminal."""
-    if run.fault:
-        return run.fault
-    first = f"first token {1000 * run.ttft_p50_s:.0f} / {1000 * run.ttft_p95_s:.0f} ms"
-    gap = f"between {1000 * run.gap_p50_s:.1f} / {1000 * run.gap_p95_s:.1f} ms"
-    return f"{run.tokens_per_s:.1f} tok/s, {first}, {gap}, others took {run.others_cores:.2f} cores"
+def describe(run: dict[str, Any]) -> str:
+    """One line of a run for the terminal."""
+    if run["fault"]:
+        return f"failed: {run['fault']}"
+    ms = {name: 1000 * run[f"{name}_s"] for name in ("ttft_p50", "ttft_p95", "gap_p50", "gap_p95")}
+    return (
+        f"{run['tokens_per_s']:.1f} tok/s, first token {ms['ttft_p50']:.0f} / {ms['ttft_p95']:.0f} ms, "
+        f"between {ms['gap_p50']:.1f} / {ms['gap_p95']:.1f} ms, others took {run['others_cores']:.2f} cores"
+        f"{' (disturbed)' if run['disturbed'] else ''}"
+    )

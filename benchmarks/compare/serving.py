@@ -19,7 +19,7 @@ from server.bench.client import ApiClient
 from server.bench.options import BenchOptions
 from server.bench.workload import PromptForm, Workload
 
-START_LIMIT_S = 600.0
+START_LIMIT_S = 900.0
 STOP_LIMIT_S = 60.0
 POLL_S = 0.05
 
@@ -79,7 +79,7 @@ def running(launch: Launch, log: Path) -> Iterator[Running]:
             url = f"http://127.0.0.1:{port}"
             asyncio.run(_first_answer(url, launch, process, log))
             ready_s = time.perf_counter() - start_s
-            resident = sum(processes.pss_bytes(pid) for pid in processes.tree(process.pid))
+            resident = processes.tree_bytes(process.pid)
             yield Running(url, process.pid, ready_s, resident)
         finally:
             _stop(process)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from benchmarks.compare import gguf_files, page
 from benchmarks.compare.checkpoints import END, vocabulary
 from benchmarks.compare.engines import Engine
 from benchmarks.compare.loads import Figures, Load, figures
-from benchmarks.compare.measure import Findings, Plan, measure_all
+from benchmarks.compare.measure import Findings, Plan, Rounds
 from benchmarks.compare.serving import DidNotStart, Launch, Running, last_words, running
 from benchmarks.compare.statistics import Summary, compare, undisturbed
 from server.bench.client import Record, RequestError
@@ -83,12 +84,10 @@ def test_a_disturbed_run_is_repeated_and_the_calmest_counts(
 
 
 def test_the_cpu_of_others_leaves_out_a_process_and_its_children() -> None:
-    import os
-
     mine = processes.tree_cpu_s(os.getpid())
     assert os.getpid() in processes.tree(os.getpid())
     assert 0 < processes.cpu_s(os.getpid()) <= mine <= processes.machine_cpu_s()
-    assert processes.pss_bytes(os.getpid()) <= processes.rss_bytes(os.getpid())
+    assert processes.tree_bytes(os.getpid()) > 0
 
 
 def bench_result(*records: Record) -> Result:
@@ -149,7 +148,7 @@ def measured(*engines: str, file: Path | None = None, measure: Any = fake_measur
         "attempts": 2,
     }
     findings = Findings(head, file)
-    measure_all(plan, findings, lambda line: None, fake_server, measure)
+    Rounds(plan, findings, lambda line: None, fake_server, measure).run()
     return findings.content
 
 
