@@ -1,11 +1,12 @@
 """Checkpoints with random weights in Hugging Face's layout, with a tokenizer. For timing, not for text.
 
-Made once, under build/peers/models. The same seed gives the same weights.
+Made once, under build/peers/models.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ END = "<end>"
 MERGE = ("Ġ", "t")  # a byte-level BPE of one merge: prompts are token ids, so the text hardly matters
 
 
-def checkpoint(name: str, seed: int = 0) -> Path:
+def checkpoint(name: str) -> Path:
     """The folder of a model of MODELS, made if it is not there."""
     folder = FOLDER / name
     if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        config = dict(CONFIGS[MODELS[name]])
-        _write_weights(folder, config, seed)
-        _write_tokenizer(folder, config["vocab_size"])
+        write_checkpoint(folder, CONFIGS[MODELS[name]])
         (folder / "complete").touch()
     return folder
+
+
+def write_checkpoint(folder: Path, config: Mapping[str, Any], seed: int = 0) -> None:
+    """Weights, configuration and tokenizer of this shape. The same seed gives the same weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(folder, config, seed)
+    _write_tokenizer(folder, config["vocab_size"])
 
 
 def vocabulary(size: int) -> list[str]:
@@ -38,15 +43,14 @@ def vocabulary(size: int) -> list[str]:
     return tokens + [f"Ġt{i}" for i in range(len(tokens), size)]
 
 
-def _write_weights(folder: Path, config: dict[str, Any], seed: int) -> None:
+def _write_weights(folder: Path, config: Mapping[str, Any], seed: int) -> None:
     import torch
-    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    architecture = config["architectures"][0]
-    (hf_config_type,) = (getattr(transformers, architecture.removesuffix("ForCausalLM") + "Config"),)
+    family = config["architectures"][0].removesuffix("ForCausalLM").lower()
     torch.manual_seed(seed)
-    hf_config = hf_config_type(**config, bos_token_id=0, eos_token_id=0, dtype="bfloat16")
-    getattr(transformers, architecture)(hf_config).to(torch.bfloat16).save_pretrained(folder)
+    hf_config = AutoConfig.for_model(family, **config, bos_token_id=0, eos_token_id=0)
+    AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16).save_pretrained(folder)
 
 
 def _write_tokenizer(folder: Path, vocab_size: int) -> None:

@@ -65,7 +65,7 @@ def threads() -> int:
 
 def kv_gib(model: str) -> int:
     """GiB of KV cache that hold the longest request of every client, in 16 bits."""
-    config = json.loads((checkpoint(model) / "config.json").read_text())
+    config: dict[str, int] = json.loads((checkpoint(model) / "config.json").read_text())
     numbers_a_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
     return math.ceil(2 * numbers_a_token * MOST_CLIENTS * LONGEST_TOKENS / 2**30)
 

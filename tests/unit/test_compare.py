@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks import processes
 from benchmarks.compare import gguf_files, page
-from benchmarks.compare.checkpoints import END, vocabulary
+from benchmarks.compare.checkpoints import END, vocabulary, write_checkpoint
 from benchmarks.compare.engines import Engine
 from benchmarks.compare.loads import Figures, Load, figures
 from benchmarks.compare.measure import Findings, Plan, Rounds
 from benchmarks.compare.serving import DidNotStart, Launch, Running, last_words, running
 from benchmarks.compare.statistics import Summary, compare, undisturbed
+from benchmarks.models import CONFIGS
+from engine.text.tokenizer import Tokenizer
 from server.bench.client import Record, RequestError
 from server.bench.options import BenchOptions, LengthRange
 from server.bench.report import Result
@@ -233,6 +236,19 @@ def test_names_and_vocabulary_of_llama_cpps_files() -> None:
     assert gguf_files.gguf_name("lm_head.weight") == "output.weight"
     tokens = vocabulary(1000)
     assert len(set(tokens)) == 1000 and tokens[0] == END
+
+
+def test_a_checkpoint_has_weights_of_known_names_and_a_tokenizer(tmp_path: Path) -> None:
+    config = {**CONFIGS["qwen3-0.6b"], "hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 300}
+    write_checkpoint(tmp_path, {**config, "intermediate_size": 16, "head_dim": 8})
+    weights = load_file(tmp_path / "model.safetensors")
+    names = {gguf_files.gguf_name(name) for name in weights}
+    assert {"token_embd.weight", "blk.0.attn_q_norm.weight", "blk.0.ffn_down.weight"} <= names
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert "output.weight" not in names  # tied
+    tokenizer = Tokenizer.from_dir(str(tmp_path))
+    assert tokenizer.vocab_size == 300
+    assert tokenizer.decode([299]) == " t299"
 
 
 def test_rotary_pairs_are_brought_together() -> None:
