@@ -1,7 +1,8 @@
 """Which servers are compared, and each one's best settings for this machine and these loads.
 
-An engine is NAME or NAME:VARIANT. The variant says how weights are held: for Quire and vLLM a value of their
-own flag (`--quantization`, `--dtype`), for llama.cpp the kind of file.
+An engine is NAME or NAME:VARIANT. The variant says how weights are held: for the servers a value of their own
+flag (Quire's `--quantization`; `--dtype`), for llama.cpp the kind of file. Left out, it is what is fastest on
+this CPU: where it has no bf16 instructions, a peer computes in the type that it is quicker in.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.compare.loads import LONGEST_TOKENS, MOST_CLIENTS
 from benchmarks.compare.serving import DidNotStart, Launch
 
 PEERS = machine.ROOT / "build" / "peers"
+UNQUANTISED = "not quantised"
 BITS = {"int8": "8 bits", "q8_0": "8 bits", "int4": "4 bits", "q4_0": "4 bits"}
 
 
@@ -37,7 +39,7 @@ class Engine:
         server, _, variant = text.partition(":")
         if server not in SERVERS:
             raise ValueError(f"unknown engine {server}; known: {', '.join(SERVERS)}")
-        return cls(server, variant)
+        return cls(server, variant or fastest_type(server, cpu_has_bf16()))
 
     def __str__(self) -> str:
         return f"{self.server}:{self.variant}" if self.variant else self.server
@@ -45,7 +47,7 @@ class Engine:
     @property
     def group(self) -> str:
         """Engines are compared inside a group: those whose weights take about the same space."""
-        return BITS.get(self.variant, "16 bits")
+        return BITS.get(self.variant, UNQUANTISED)
 
     def launch(self, model: str) -> Launch:
         """Raises DidNotStart where the server is not installed."""
@@ -57,6 +59,18 @@ class Engine:
             return machine.commit()
         file = PEERS / self.server / "version"
         return file.read_text().strip() if file.exists() else "not installed"
+
+
+def fastest_type(server: str, has_bf16: bool) -> str:
+    """The variant that stands for a server's 16-bit weights; Quire chooses by itself."""
+    if server == "quire":
+        return ""
+    with_bf16, without = ("bf16", "f16") if server == "llama.cpp" else ("bfloat16", "float32")
+    return with_bf16 if has_bf16 else without
+
+
+def cpu_has_bf16() -> bool:
+    return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
 
 
 def threads() -> int:
@@ -87,7 +101,7 @@ def _quire(model: str, variant: str) -> Launch:
 
 def _llama_cpp(model: str, variant: str) -> Launch:
     home = _home("llama.cpp", "benchmarks/peers/llama_cpp.sh")
-    file = gguf_file(checkpoint(model), variant or "bf16", home)
+    file = gguf_file(checkpoint(model), variant, home)
     command = [str(home / "build/bin/llama-server"), "-m", str(file), "-a", model, "--port", "{port}"]
     command += ["-t", str(threads()), "-np", str(MOST_CLIENTS), "-c", str(MOST_CLIENTS * LONGEST_TOKENS)]
     command += ["-fa", "on", "--cache-prompt", "--no-ui"]
@@ -97,7 +111,7 @@ def _llama_cpp(model: str, variant: str) -> Launch:
 def _vllm(model: str, variant: str) -> Launch:
     home = _home("vllm", "benchmarks/peers/vllm.sh")
     command = [str(home / "bin/vllm"), "serve", str(checkpoint(model)), "--served-model-name", model]
-    command += ["--port", "{port}", "--dtype", variant or "bfloat16", "--max-model-len", str(LONGEST_TOKENS)]
+    command += ["--port", "{port}", "--dtype", variant, "--max-model-len", str(LONGEST_TOKENS)]
     command += ["--max-num-seqs", str(MOST_CLIENTS), "--enable-prefix-caching"]
     preloads = [*home.glob("tcmalloc/**/libtcmalloc_minimal.so.4"), *home.glob("lib/libiomp5.so")]
     environment = {
@@ -115,7 +129,7 @@ def _transformers(model: str, variant: str) -> Launch:
     home = _home("transformers", "benchmarks/peers/transformers.sh")
     folder = str(checkpoint(model))
     command = [str(home / "bin/transformers"), "serve", folder, "--continuous-batching", "--port", "{port}"]
-    command += ["--host", "127.0.0.1", "--dtype", variant or "bfloat16"]
+    command += ["--host", "127.0.0.1", "--dtype", variant]
     environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads())}
     return Launch(command, folder, environment, takes_ids=False)
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.compare.engines import PEERS, Engine
+from benchmarks.compare.engines import PEERS, UNQUANTISED, Engine
 from benchmarks.compare.loads import Figures, Load, run_load
 from benchmarks.compare.serving import DidNotStart, Launch, Running, running
 from benchmarks.compare.statistics import undisturbed
@@ -102,7 +102,7 @@ class Rounds:
             self._findings.add("starts", model, engine, round=number, **start)
             self._say(f"{model} {engine}: {describe_start(server)}")
             for name in self._plan.loads:
-                if engine.group == "16 bits" or name in QUANTISED_LOADS:
+                if engine.group == UNQUANTISED or name in QUANTISED_LOADS:
                     found = self._run_load(name, server, launch, number)
                     self._findings.add("runs", model, engine, round=number, load=name, **found)
                     self._say(f"{model} {engine} {name}: {describe(found)}")

@@ -30,7 +30,7 @@ def render(content: dict[str, Any]) -> str:
     for model in content["models"]:
         runs = [run for run in content["runs"] if run["model"] == model]
         for group in _unique(run["group"] for run in runs):
-            parts.append(f"### {model}, weights in {group}")
+            parts.append(f"### {model}, {group}")
             parts.append(_loads_table(content, [run for run in runs if run["group"] == group]))
         parts.append(f"### {model}, start")
         parts.append(_starts_table([start for start in content["starts"] if start["model"] == model]))

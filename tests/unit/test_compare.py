@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from benchmarks import processes
 from benchmarks.compare import gguf_files, page
 from benchmarks.compare.checkpoints import END, vocabulary, write_checkpoint
-from benchmarks.compare.engines import Engine
+from benchmarks.compare.engines import UNQUANTISED, Engine, fastest_type
 from benchmarks.compare.loads import Figures, Load, figures
 from benchmarks.compare.measure import Findings, Plan, Rounds
 from benchmarks.compare.serving import DidNotStart, Launch, Running, last_words, running
@@ -117,6 +117,7 @@ def test_a_run_that_generated_less_than_asked_does_not_count() -> None:
     assert failed.fault == "1 requests failed: timeout: timeout"
 
 
+THREE = ("quire", "llama.cpp:f16", "vllm:float32")
 LOADS = {"W1": Load(1, 1, 8, 8), "W2": Load(2, 4, 8, 8)}
 
 
@@ -133,7 +134,7 @@ class FakeEngine(Engine):
 
 
 def fake_measure(load: Load, server: Running, launch: Launch, seed: int) -> Figures:
-    speed = {"quire": 200.0, "llama.cpp": 100.0}.get(launch.command[0], 50.0)
+    speed = {"quire": 200.0, "llama.cpp:f16": 100.0}.get(launch.command[0], 50.0)
     return Figures(0.0, speed, 0.1, 0.2, 0.01, 0.02, 1.0)
 
 
@@ -156,9 +157,9 @@ def measured(*engines: str, file: Path | None = None, measure: Any = fake_measur
 
 
 def test_engines_take_turns_in_another_order_each_round() -> None:
-    runs = measured("quire", "llama.cpp", "vllm")["runs"]
+    runs = measured(*THREE)["runs"]
     assert [run["engine"] for run in runs if run["load"] == "W1"] == [
-        "quire", "llama.cpp", "vllm", "llama.cpp", "vllm", "quire", "vllm", "quire", "llama.cpp",
+        *THREE, *THREE[1:], *THREE[:1], *THREE[2:], *THREE[:2],
     ]  # fmt: skip
 
 
@@ -187,10 +188,10 @@ def test_a_peer_that_does_not_start_is_named_and_the_others_go_on(tmp_path: Path
 
 
 def test_the_page_compares_quire_with_the_best_peer() -> None:
-    text = page.render(measured("quire", "llama.cpp", "vllm"))
+    text = page.render(measured(*THREE))
     (row,) = [line for line in text.splitlines() if line.startswith("| W2 | quire |")]
-    assert "| 200 (200-200) | 2.00 x llama.cpp: ahead | 100 / 200 |" in row
-    assert "| vllm | 2.0 (2.0-2.0) | 3 |" in text
+    assert "| 200 (200-200) | 2.00 x llama.cpp:f16: ahead | 100 / 200 |" in row
+    assert "| vllm:float32 | 2.0 (2.0-2.0) | 3 |" in text
 
 
 def test_a_failed_run_is_said_and_not_averaged() -> None:
@@ -214,7 +215,10 @@ def test_the_page_keeps_what_is_around_the_markers(tmp_path: Path) -> None:
 
 def test_engines_are_named_with_their_variant() -> None:
     assert str(Engine.parse("llama.cpp:q8_0")) == "llama.cpp:q8_0"
-    assert Engine.parse("vllm:float32").group == Engine.parse("quire").group == "16 bits"
+    assert str(Engine.parse("quire")) == "quire"
+    assert fastest_type("llama.cpp", has_bf16=True) == "bf16"
+    assert fastest_type("vllm", has_bf16=False) == "float32"
+    assert Engine.parse("vllm:float32").group == Engine.parse("quire").group == UNQUANTISED
     with pytest.raises(ValueError, match="unknown engine ollama"):
         Engine.parse("ollama")
 
