@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ ENGINES = ["quire", "llama.cpp", "vllm", "transformers"]
 QUANTISED = ["quire:int8", "llama.cpp:q8_0", "quire:int4", "llama.cpp:q4_0"]
 
 
-def main() -> None:
-    args = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
     content = json.loads(args.source.read_text()) if args.source else _measure(args)
     print(f"\n{render(content)}")
     if args.page is not None:

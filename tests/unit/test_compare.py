@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from benchmarks import processes
 from benchmarks.compare import gguf_files, page
+from benchmarks.compare.__main__ import main
 from benchmarks.compare.checkpoints import END, vocabulary, write_checkpoint
 from benchmarks.compare.engines import UNQUANTISED, Engine, fastest_type
 from benchmarks.compare.loads import Figures, Load, figures
@@ -211,6 +212,23 @@ def test_the_page_keeps_what_is_around_the_markers(tmp_path: Path) -> None:
     file.write_text("no markers")
     with pytest.raises(ValueError, match="no markers"):
         page.write_page(file, measured("quire"))
+
+
+def test_results_are_shown_again_without_measuring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, written = tmp_path / "found.json", tmp_path / "page.md"
+    content = measured("quire", file=file)
+    written.write_text(f"{page.BEGIN}{page.END}")
+    main(["--from", str(file), "--page", str(written)])
+    assert page.render(content) in capsys.readouterr().out
+    assert page.render(content) in written.read_text()
+
+
+def test_an_unknown_engine_is_refused_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--engines", "quire", "ollama"])
+    assert "unknown engine ollama; known: quire, llama.cpp, vllm, transformers" in capsys.readouterr().err
 
 
 def test_engines_are_named_with_their_variant() -> None:
