@@ -8,7 +8,6 @@ HOME_DIR=$PWD/build/peers/llama.cpp
 mkdir -p "$HOME_DIR"
 
 python3 -m pip download --quiet --no-deps --no-binary :all: --dest "$HOME_DIR" "llama-cpp-python==$VERSION"
-  python3 -m pip download --quiet --no-deps --no-binary :all: --dest "$HOME_DIR" "llama-cpp-python==$VERSION"
 tar -xzf "$HOME_DIR"/llama_cpp_python-"$VERSION".tar.gz -C "$HOME_DIR"
 
 SOURCE=$HOME_DIR/source
