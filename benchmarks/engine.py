@@ -44,7 +44,7 @@ def make_core(args: argparse.Namespace, device: torch.device) -> EngineCore:
     )
     config = EngineConfig(
         model=ModelConfig(
-            "", args.model, args.dtype, device.type, args.max_model_len, spec.vocab_size, (), 0
+            "", args.model, args.dtype, device.type, args.max_model_len, spec.vocab_size, (), seed=0
         ),
         cache=cache,
         scheduler=SchedulerConfig(args.max_num_seqs, args.max_num_batched_tokens, 10_000, args.steps_ahead),
