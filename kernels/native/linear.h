@@ -16,7 +16,8 @@
 namespace {
 
 constexpr int kChunkRows = 96;    // rows per work item, a multiple of every MR
-constexpr int kDepth = 512;       // inputs per piece: 64 * 512 bf16 weights are 64 KB
+// Inputs per piece: 64 * 512 bf16 weights are 64 KB. Where tiles take over for more rows, the same as theirs.
+template <class M> constexpr int kDepth = sizeof(typename M::Left) == sizeof(float) ? kTileDepth : 512;
 
 // sums[MR, NR * W] += x[MR, depth] panel[depth, columns]
 template <class M, int MR, int NR>
@@ -42,13 +43,16 @@ void panel_block(const typename M::Left* x, int64_t x_stride, const typename M::
     }
 }
 
+// Vectors of outputs per pass: a single row takes the whole panel at once, one stream with eight sums to overlap.
+template <int MR> constexpr int kColumns = W == 8 ? (MR == 1 ? 8 : MR == 2 ? 4 : kNR) : kNR;
+
 template <class M, int MR>
 INLINE void panel_rows(const typename M::Left* x, int64_t x_stride, const typename M::Stored* panel, int depth,
                        float* sums, int rows) {
   if constexpr (MR > 0) {
     for (; rows >= MR; rows -= MR, x += MR * x_stride, sums += MR * kPanel)
-      for (int column = 0; column < kPanel; column += kNR * W)
-        panel_block<M, MR, kNR>(x, x_stride, panel + column * M::I, depth, sums + column);
+      for (int column = 0; column < kPanel; column += kColumns<MR> * W)
+        panel_block<M, MR, kColumns<MR>>(x, x_stride, panel + column * M::I, depth, sums + column);
     panel_rows<M, MR - 1>(x, x_stride, panel, depth, sums, rows);
   }
 }
@@ -88,8 +92,8 @@ void linear_item(const LinearArgs& a, int64_t row, int rows, int64_t first_panel
   for (int64_t panel = first_panel; panel < end_panel; panel++) {
     alignas(64) float sums[kChunkRows * kPanel];
     memset(sums, 0, rows * kPanel * sizeof(float));
-    for (int64_t k = 0; k < a.inputs; k += kDepth) {
-      int depth = a.inputs - k < kDepth ? (int)(a.inputs - k) : kDepth;
+    for (int64_t k = 0; k < a.inputs; k += kDepth<M>) {
+      int depth = a.inputs - k < kDepth<M> ? (int)(a.inputs - k) : kDepth<M>;
       panel_rows<M, kMR>(x + k, stride, (const T*)a.packed + (panel * a.inputs + k) * kPanel, depth, sums, rows);
     }
     store_panel<T>(a, sums, row, rows, panel * kPanel);

@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int kPanel = 64;                      // outputs per panel
-constexpr int kFewRows = 4;                     // up to here memory decides, and the panel is read as it is
+constexpr int kFewRows = 2;                     // up to here memory decides, and the panel is read as it is
 constexpr int kTileRows = 6, kTileVectors = 2;  // sums per tile: rows x vectors
 constexpr int kTileWidth = kTileVectors * W;
 constexpr int kTileDepth = 256;                 // inputs per piece
