@@ -21,6 +21,7 @@ import torch
 from benchmarks.models import CONFIGS, random_transformer, read_spec
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig, kv_row_bytes
 from engine.core import EngineCore
+from engine.exec.device import count_cores
 from engine.exec.executor import LocalExecutor
 from engine.exec.kv_store import KVStore
 from engine.exec.rows import Rows
@@ -32,7 +33,7 @@ from kernels import api
 def make_core(args: argparse.Namespace, device: torch.device) -> EngineCore:
     """The real core and executor around a random model."""
     if device.type == "cpu":
-        api.leave_torch_one_thread()
+        api.use_threads(args.threads or count_cores())
     spec = read_spec(args.model)
     dtype = getattr(torch, args.dtype)
     model = random_transformer(spec, dtype=dtype, device=device, max_model_len=args.max_model_len)
@@ -139,6 +140,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--block-size", type=int, default=64 if cuda else 32)
     parser.add_argument("--kv-gib", type=float, default=60 if cuda else 1)
+    parser.add_argument("--threads", type=int, help="default: one for each physical core")
     parser.add_argument("--steps-ahead", type=int, default=2 if cuda else 1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-seconds", type=float, default=400)

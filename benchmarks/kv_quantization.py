@@ -25,6 +25,7 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.models import CONFIGS, random_transformer, read_spec
 from engine import builtin
+from engine.exec.device import count_cores
 from engine.model import checkpoint, loader
 from engine.model.batch import ForwardBatch
 from engine.model.transformer import Transformer
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1000, help="at most this many of the held-out ones")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    api.leave_torch_one_thread()
+    api.use_threads(count_cores())
     kinds = ["model", "int8", "fp8"]
     results = {"built-in, held-out questions": heldout(kinds, args.questions)}
     for size in args.sizes.split(","):

@@ -98,7 +98,7 @@ def build_executor(
 ) -> LocalExecutor:
     """Allocates weights, KV memory and rows."""
     if device.type == "cpu":
-        api.leave_torch_one_thread()
+        api.use_threads(config.threads)
     model = loader.load(
         checkpoint,
         dtype=config.model.dtype,

@@ -66,6 +66,7 @@ class EngineOptions:
     gpu_memory_utilization: float = 0.9
     kv_cache_memory_bytes: int | None = None
     kv_cache_dtype: str = "auto"
+    threads: int | None = None
     prefix_caching: bool = True
     seed: int | None = None
 
@@ -130,6 +131,7 @@ class EngineConfig:
     cache: CacheConfig
     scheduler: SchedulerConfig
     parallel: ParallelConfig = ParallelConfig()
+    threads: int = 1  # that compute, on a CPU
     reasons: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -172,7 +174,8 @@ class MachineFacts:
     name: str
     total_bytes: int
     free_bytes: int
-    fast_dtypes: tuple[str, ...]  # those with matrix instructions, the preferred first
+    fast_dtypes: tuple[str, ...]  # those that weights may stay in, the preferred first
+    cores: int = 1
 
 
 def resolve(options: EngineOptions, model: ModelFacts, machine: MachineFacts) -> EngineConfig:
@@ -228,8 +231,18 @@ class _Resolver:
                 max_queued_requests=4 * seqs if queued is None else queued,
                 steps_ahead=2 if self.machine.device == "cuda" else 1,
             ),
+            threads=self._threads(),
             reasons=tuple(self.reasons),
         )
+
+    def _threads(self) -> int:
+        asked = self.options.threads
+        if asked is not None:
+            _check("--threads", asked, 1, 1024)
+            return asked
+        if self.machine.device == "cpu":
+            self._auto("threads", self.machine.cores, "one for each core that this process may use")
+        return self.machine.cores
 
     def _auto(self, setting: str, value: object, why: str) -> None:
         self.reasons.append((setting, str(value), why))

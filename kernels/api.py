@@ -20,7 +20,8 @@ from kernels.linear.linear import linear, pack_linear
 from kernels.linear.quantized import dequantize, pack_quantized, quantize
 from kernels.logprobs import cpu as _logprobs_cpu
 from kernels.mask_tokens import cpu as _mask_tokens_cpu
-from kernels.native.library import leave_torch_one_thread
+from kernels.native.library import library as _native_library
+from kernels.native.library import use_threads
 from kernels.paged_attention import cpu as _paged_attention_cpu
 from kernels.penalize import cpu as _penalize_cpu
 from kernels.rms_norm import cpu as _rms_norm_cpu
@@ -39,8 +40,8 @@ __all__ = [
     "backend_name",
     "copy_blocks",
     "dequantize",
+    "is_native",
     "kv_width",
-    "leave_torch_one_thread",
     "linear",
     "logprobs",
     "mask_tokens",
@@ -53,6 +54,7 @@ __all__ = [
     "rotary",
     "sample",
     "silu_mul",
+    "use_threads",
     "write_kv",
 ]
 
@@ -67,6 +69,11 @@ def backend_name(device: torch.device | str) -> str:
 
     major, minor = torch.cuda.get_device_capability(device)
     return f"triton {triton.__version__} (sm_{major}{minor})"
+
+
+def is_native() -> bool:
+    """Whether CPU ops run in the native library, which widens bf16 and fp16 as it reads them."""
+    return _native_library() is not None
 
 
 def paged_attention(

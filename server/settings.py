@@ -401,6 +401,13 @@ ENGINE_FLAGS = (
         "TYPE",
         "of keys and values: auto (the model's), or int8 (CPU only, half of bfloat16) (default: auto)",
     ),
+    Flag(
+        "threads",
+        "threads",
+        _whole(1, 1024),
+        "N",
+        "that compute, on a CPU (default: one for each physical core)",
+    ),
     Flag("no-prefix-caching", "prefix_caching", _switch, "", "do not share equal prefixes", switch_to=False),
     Flag(
         "seed", "seed", _whole(0, 2**63 - 1), "N", "draws the seeds that requests leave out (default: random)"

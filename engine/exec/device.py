@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import torch
 
 from engine.config import MachineFacts
 from engine.errors import ConfigError
+from kernels import api
 
 
 def choose(asked: str) -> torch.device:
@@ -34,15 +37,41 @@ def measure(device: torch.device) -> MachineFacts:
         name = torch.cuda.get_device_name(device)
         return MachineFacts("cuda", name, total, free, ("bfloat16", "float16"))
     total, free = _host_memory()
-    return MachineFacts("cpu", "this CPU", total, free, _fast_cpu_dtypes())
+    return MachineFacts("cpu", "this CPU", total, free, _fast_cpu_dtypes(), count_cores())
+
+
+def count_cores() -> int:
+    """Physical cores that this process may use; fewer where its container's quota is less."""
+    cores = {_core_of(cpu) for cpu in os.sched_getaffinity(0)}
+    quota = _cgroup_cpus()
+    return max(1, len(cores) if quota is None else min(len(cores), math.ceil(quota)))
+
+
+def _core_of(cpu: int) -> tuple[str, str]:
+    """Two CPUs of one core share its units: a second thread there would only wait."""
+    topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+    try:
+        return (topology / "physical_package_id").read_text(), (topology / "core_id").read_text()
+    except OSError:
+        return "", str(cpu)
+
+
+def _cgroup_cpus() -> float | None:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
 
 
 def _fast_cpu_dtypes() -> tuple[str, ...]:
-    """bf16 products are fast only with instructions for them; fp16 ones are slow on every CPU we know."""
+    """Types that a checkpoint may stay in. Instructions for bf16 make it the fastest of all. Without them the
+    native library widens bf16 and fp16 as it reads them, which halves what it reads; plain torch multiplies
+    both far slower than fp32."""
     flags = _cpu_flags()
     if "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags:
         return ("bfloat16", "float32")
-    return ("float32",)
+    return ("bfloat16", "float16", "float32") if api.is_native() else ("float32",)
 
 
 def _cpu_flags() -> set[str]:

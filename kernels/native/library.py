@@ -71,15 +71,16 @@ def set_threads(threads: int) -> None:
         lib.quire_set_threads(threads)
 
 
-def leave_torch_one_thread() -> None:
-    """For a process that serves a model on the CPU: the cores are the native ops'.
+def use_threads(threads: int) -> None:
+    """For a process that serves a model on the CPU: so many threads compute, and they are the native ops'.
 
     Torch keeps its idle OpenMP threads spinning, on cores that the next op needs; its few small ops in a step
     gain less from a second thread than that costs. Without the library, or where oneDNN multiplies (AMX),
-    torch keeps its threads.
+    torch gets as many.
     """
-    if library() is not None and not torch.cpu._is_amx_tile_supported():
-        torch.set_num_threads(1)
+    set_threads(threads)
+    own = library() is not None and not torch.cpu._is_amx_tile_supported()
+    torch.set_num_threads(1 if own else threads)
 
 
 def levels() -> list[str]:

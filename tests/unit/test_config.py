@@ -144,3 +144,13 @@ def test_int8_makes_room_for_nearly_twice_the_tokens() -> None:
 def test_a_gpu_refuses_what_it_cannot_store(dtype: str) -> None:
     with pytest.raises(ConfigError, match=f"--kv-cache-dtype {dtype}: not on cuda yet"):
         resolve(replace(OPTIONS, kv_cache_dtype=dtype), LLAMA_8B, H200)
+
+
+def test_threads_are_the_cores_unless_asked() -> None:
+    machine = replace(LAPTOP, cores=6)
+    config = resolve(OPTIONS, TINY, machine)
+    assert config.threads == 6
+    assert reason(config.reasons, "threads")[0] == "6"
+    assert resolve(replace(OPTIONS, threads=2), TINY, machine).threads == 2
+    with pytest.raises(ConfigError, match="--threads 0: must be between 1 and 1024"):
+        resolve(replace(OPTIONS, threads=0), TINY, machine)
