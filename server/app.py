@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
+from starlette.routing import Match
 
 from engine.client import EngineClient
 from engine.errors import QuireError
@@ -125,9 +126,16 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def on_http_error(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)
         where = f"{request.method} {shorten(request.scope['path'], 100)}"
+        if exc.status_code == 405:
+            exc.headers = {**(exc.headers or {}), "allow": _methods_at(request)}
         messages = {404: f"Unknown address: {where}.", 405: f"Method not allowed: {where}."}
         message = messages.get(exc.status_code, str(exc.detail))
         return ApiError(exc.status_code, message, headers=exc.headers).response()
+
+    def _methods_at(request: Request) -> str:
+        """Of all routes with this address; the framework looks at the first alone."""
+        here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        return ", ".join(sorted({method for route in here for method in route.methods or ()}))
 
     async def on_disconnect(_: Request, exc: Exception) -> Response:
         # Nobody reads this; the status only shows in the log and the metrics.

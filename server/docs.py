@@ -12,9 +12,11 @@ from html import escape
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from server.outcomes import REF, STREAMS, describe_outcomes
 from server.schema.cache import ProbeRequest
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
@@ -23,22 +25,10 @@ from server.schema.messages import CountTokensRequest, MessagesRequest
 from server.schema.responses import ResponsesRequest
 from server.schema.tokens import DetokenizeRequest, TokenizeRequest
 
-_REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (
     *(ChatRequest, CompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest, ProbeRequest),
     *(TokenizeRequest, DetokenizeRequest, ErrorReply, AnthropicErrorReply),
 )
-_ERRORS = {
-    "400": "The request is at fault; `param` names the field.",
-    "401": "An API key is missing or wrong.",
-    "403": "Only an admin key may do this.",
-    "404": "No such model, block, response or address.",
-    "413": "The body is too large.",
-    "415": "The body is not JSON.",
-    "429": "The queue is full; try again after Retry-After.",
-    "500": "This request failed; others are not affected.",
-    "503": "Starting, shutting down, or without an engine; try again after Retry-After.",
-}
 _EXAMPLES = {
     "/v1/chat/completions": '{"messages": [{"role": "user", "content": "Hello!"}]}',
     "/v1/completions": '{"prompt": "Once upon a time", "max_tokens": 32}',
@@ -60,33 +50,20 @@ _CURL = {
     "/v1/responses/{response_id}/cancel": "",
     "/v1/responses/{response_id}/input_items": "",
 }
-_STREAMED = {
-    "/v1/chat/completions": "ends with `data: [DONE]`",
-    "/v1/completions": "ends with `data: [DONE]`",
-    "/v1/responses": "from `response.created` on",
-    "/v1/messages": "from `message_start` to `message_stop`",
-}
-_ADMIN_ERRORS = ("400", "401", "403", "404", "429", "503")
 
 
 def describe_body(model: type[BaseModel]) -> dict[str, Any]:
     """For a route that parses its own body: what FastAPI cannot see."""
-    schema = {"$ref": _REF.format(model=model.__name__)}
+    schema = {"$ref": REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def describe_query(**fields: tuple[str, Any, str]) -> dict[str, Any]:
-    """For a route that reads its own query: name -> type, default and meaning of each field."""
+def describe_query(**fields: tuple[dict[str, Any], str]) -> dict[str, Any]:
+    """For a route that reads its own query: name -> schema and meaning of each field."""
     return {
         "parameters": [
-            {
-                "name": name,
-                "in": "query",
-                "required": False,
-                "schema": {"type": kind, "default": default},
-                "description": text,
-            }
-            for name, (kind, default, text) in fields.items()
+            {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
+            for name, (schema, text) in fields.items()
         ]
     }
 
@@ -98,13 +75,15 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in _BODIES:
-            schema = model.model_json_schema(ref_template=_REF)
+        for model in (*_BODIES, *STREAMS.values()):
+            schema = model.model_json_schema(ref_template=REF)
             for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
-                if schemas.setdefault(name, part) != part:
+                # The framework leaves out defaults that are null.
+                if schemas.setdefault(name, part) not in (part, jsonable_encoder(part, exclude_none=True)):
                     raise AssertionError(f"two models are called {name}; a description has one of each name")
+                schemas[name] = part
         for path, operation in _operations(document):
-            _describe_errors(path, operation)
+            describe_outcomes(path, operation)
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -113,26 +92,6 @@ def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, An
     for path, methods in document["paths"].items():
         for operation in methods.values():
             yield path, operation
-
-
-def _describe_errors(path: str, operation: dict[str, Any]) -> None:
-    responses = operation["responses"]
-    responses.pop("422", None)  # this server answers 400
-    shape = "AnthropicErrorReply" if path.startswith("/v1/messages") else "ErrorReply"
-    schema = {"$ref": _REF.format(model=shape)}
-    statuses = {"401": _ERRORS["401"]}
-    if "requestBody" in operation:
-        statuses = {status: text for status, text in _ERRORS.items() if status != "403"}
-    elif path.startswith("/v1/cache"):
-        statuses = {status: _ERRORS[status] for status in _ADMIN_ERRORS}
-    elif path.startswith("/v1/responses/"):
-        statuses = {status: _ERRORS[status] for status in ("400", "401", "404")}
-    for status, text in statuses.items():
-        responses[status] = {"description": text, "content": {"application/json": {"schema": schema}}}
-    if path in _STREAMED:
-        responses["200"]["content"]["text/event-stream"] = {
-            "schema": {"type": "string", "description": f"With stream: true; {_STREAMED[path]}."}
-        }
 
 
 def page(document: Mapping[str, Any], base_url: str) -> str:
@@ -214,6 +173,8 @@ def _kind(field: Mapping[str, Any]) -> str:
         return str(field["$ref"]).rsplit("/", 1)[1]
     if field.get("type") == "array":
         return f"list of {_kind(field.get('items', {}))}"
+    if "enum" in field:
+        return " or ".join(json.dumps(value) for value in field["enum"] if value is not None) or "null"
     kind = str(field.get("type", "any"))
     low = field.get("minimum", field.get("exclusiveMinimum"))
     if low is None or "maximum" not in field:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
+from pydantic import WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -33,11 +34,13 @@ from server.routes.common import (
     read_question,
 )
 from server.schema.cache import STATES, BlockReply, CacheReply, ProbeReply, ProbeRequest, ResetReply
+from server.schema.common import INT32_MAX
 from server.service import Service
 
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 10_000
 _MAX_DIGITS = 10
+_BLOCK_ID = {"type": "integer", "minimum": 0, "maximum": INT32_MAX}
 _BLOCK_FIELDS = tuple(field.name for field in fields(BlockView))
 
 
@@ -93,9 +96,12 @@ def _admin(service: Service) -> APIRouter:
         response_model=CacheReply,
         summary="The pool, block by block",
         openapi_extra=describe_query(
-            first_block=("integer", 1, "The first block of the page."),
-            limit=("integer", DEFAULT_LIMIT, f"Most blocks in the reply, up to {MAX_LIMIT}."),
-            state=("string", "", f"Only blocks in this state: {', '.join(STATES)}."),
+            first_block=({**_BLOCK_ID, "minimum": 1, "default": 1}, "The first block of the page."),
+            limit=(
+                {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+                "Most blocks in the reply.",
+            ),
+            state=({"enum": ["", *STATES], "default": ""}, "Only blocks in this state."),
         ),
     )
     async def cache(http: Request) -> Response:
@@ -105,7 +111,7 @@ def _admin(service: Service) -> APIRouter:
         state = query.get("state", "")
         if state and state not in STATES:
             raise invalid(f"state must be one of {', '.join(STATES)}, got '{shorten(state)}'.", "state")
-        first_block = _whole("first_block", query.get("first_block"), 1, 2**31 - 1, 1)
+        first_block = _whole("first_block", query.get("first_block"), 1, INT32_MAX, 1)
         limit = _whole("limit", query.get("limit"), 1, MAX_LIMIT, DEFAULT_LIMIT)
         page = await service.client.cache_page(first_block, limit, state)
         snapshot = service.client.snapshot()
@@ -122,10 +128,10 @@ def _admin(service: Service) -> APIRouter:
         )
 
     @routes.get("/v1/cache/blocks/{block_id}", response_model=BlockReply, summary="One block")
-    async def block(block_id: str) -> Response:
+    async def block(block_id: Annotated[str, WithJsonSchema(_BLOCK_ID)]) -> Response:
         """Its tokens and their text are only shown where no API keys are configured."""
         check_ready(service)
-        number = _whole("block_id", block_id, 0, 2**31 - 1)
+        number = _whole("block_id", block_id, 0, INT32_MAX)
         detail = await service.client.cache_block(number)
         if detail is None:
             raise ApiError(404, f"The pool has no block {number}.", param="block_id", code="block_not_found")

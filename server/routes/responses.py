@@ -150,7 +150,7 @@ class ResponsesApi(TranslatedApi):
         if order == "desc":
             found.reverse()
         after = query.get("after")
-        if after is not None:
+        if after:
             ids = [item["id"] for item in found]
             if after not in ids:
                 raise invalid("after: there is no such item.", "after")
@@ -217,7 +217,12 @@ def router(service: Service) -> APIRouter:
         return await api.handle(request)
 
     @routes.get(
-        "/v1/responses/{response_id}", response_model=ResponseObject, summary="A response that was kept"
+        "/v1/responses/{response_id}",
+        response_model=ResponseObject,
+        summary="A response that was kept",
+        openapi_extra=describe_query(
+            stream=({"enum": ["false", "0"], "default": "false"}, "Not again: what is kept comes whole.")
+        ),
     )
     async def retrieve(request: Request, response_id: str) -> Response:
         return api.retrieve(request, response_id)
@@ -239,9 +244,12 @@ def router(service: Service) -> APIRouter:
         response_model=InputItems,
         summary="What a response was given",
         openapi_extra=describe_query(
-            limit=("integer", DEFAULT_PAGE, f"Most items in the reply, up to {MAX_PAGE}."),
-            order=("string", "desc", "asc or desc: the newest item last or first."),
-            after=("string", "", "The id of the last item of the page before."),
+            limit=(
+                {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+                "Most items in the reply.",
+            ),
+            order=({"enum": ["asc", "desc"], "default": "desc"}, "The newest item last or first."),
+            after=({"type": "string", "default": ""}, "The id of the last item of the page before."),
         ),
     )
     async def input_items(request: Request, response_id: str) -> Response:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from engine.views import EvictionCause, MissReason
+from server.schema import conditions
 from server.schema.chat import MAX_MESSAGES, ChatMessage, ChatRequest, Conversation
 from server.schema.common import CACHE_SALT, INT32_MAX, CacheSalt, field_error
 from server.schema.completions import PROMPT_FORMS, parse_prompt
@@ -44,6 +45,10 @@ class ProbeRequest(Conversation):
     )
     truncate_prompt_tokens: int | None = Field(
         None, ge=1, le=INT32_MAX, description="As in completions: keep the last so many tokens."
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=conditions.one_of({"prompt": conditions.GIVEN, "messages": conditions.GIVEN})
     )
 
     @model_validator(mode="after")

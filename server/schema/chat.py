@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from engine.types import MAX_LOGPROBS
+from server.schema import conditions
 from server.schema.common import INT32_MAX, WireModel, field_error
 from server.schema.structured import ConstrainedRequest
 from server.schema.tools import MAX_ID_CHARS, MAX_TOOL_CALLS, MAX_TOOLS, Tool, ToolCall, ToolChoice
@@ -32,7 +33,7 @@ _KWARG_TEXT = re.compile(r"[A-Za-z0-9 _.-]{0,64}")
 
 _TEXT_PART = {
     "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "properties": {"type": {"enum": ["text", "input_text"]}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
 
@@ -73,17 +74,56 @@ def _parse_template_kwargs(value: Any) -> Any:
 Content = Annotated[
     str | None,
     BeforeValidator(_parse_content),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _TEXT_PART}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "minItems": 1, "items": _TEXT_PART},
+                {"type": "null"},
+            ]
+        }
+    ),
 ]
 TemplateKwargs = Annotated[
     dict[str, Any],
     BeforeValidator(_parse_template_kwargs),
-    WithJsonSchema({"type": ["object", "null"], "maxProperties": MAX_TEMPLATE_KWARGS}),
+    WithJsonSchema(
+        {
+            "type": ["object", "null"],
+            "maxProperties": MAX_TEMPLATE_KWARGS,
+            "propertyNames": {
+                "pattern": f"^{_KWARG_NAME.pattern}$",
+                "not": {"enum": sorted(_RESERVED_KWARGS)},
+            },
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": ["boolean", "integer", "null"]},
+                    {"type": "string", "pattern": f"^{_KWARG_TEXT.pattern}$"},
+                ]
+            },
+        }
+    ),
 ]
+
+
+_TOLD = {"content": conditions.GIVEN, "tool_calls": conditions.NO_ITEMS}
+_BY_ROLE: conditions.Words = {
+    "anyOf": [
+        conditions.case({"role": {"const": "assistant"}}),
+        conditions.case({"role": {"enum": ["system", "developer", "user"]}, **_TOLD}, ["content"]),
+        conditions.case(
+            {"role": {"const": "tool"}, **_TOLD, "tool_call_id": conditions.GIVEN},
+            ["content", "tool_call_id"],
+        ),
+    ]
+}
 
 
 class ChatMessage(WireModel):
     """One turn. What our own replies carry besides content (refusal, annotations) is taken back as null."""
+
+    model_config = ConfigDict(json_schema_extra=_BY_ROLE)
+    refused: ClassVar = {"function_call": (), "audio": ()}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = Field(None, description="Text, or a list of text parts.")
@@ -97,8 +137,8 @@ class ChatMessage(WireModel):
     @classmethod
     def _only_text(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            for name in ("function_call", "audio"):
-                if value.get(name):
+            for name in cls.refused:
+                if value.get(name) is not None:
                     raise field_error("not supported by this server", name)
         return value
 

@@ -15,11 +15,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from engine.grammar import Grammar
 from engine.types import (
@@ -107,6 +108,7 @@ LogitBias = Annotated[
                 {
                     "type": "object",
                     "maxProperties": MAX_LOGIT_BIAS,
+                    "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"},
                     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
                 },
                 {"type": "null"},
@@ -137,11 +139,24 @@ class WireModel(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, hide_input_in_errors=True)
 
-    # Fields that change the answer and are not built yet, each with the values that ask for nothing.
+    # Fields that would change the answer and are not to be had, each with the values that ask for nothing.
     refused: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     # Names of other servers for what is called otherwise here: name -> ours.
     replaced: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Says of what is refused which values are not."""
+        reference = handler(core_schema)
+        fields = handler.resolve_ref_schema(reference).setdefault("properties", {})
+        for name, nothing in cls.refused.items():
+            fields[name] = _refusal(name, nothing, fields.get(name, {}))
+        for name, ours in cls.replaced.items():
+            fields[name] = {"type": "null", "description": f"Not supported: use {ours}."}
+        return reference
 
     @property
     def unknown_fields(self) -> list[str]:
@@ -154,6 +169,14 @@ class WireModel(BaseModel):
     def ungranted_fields(self) -> list[str]:
         """Ignored fields that ask for something which the caller would miss."""
         return []
+
+
+def _refusal(name: str, nothing: Sequence[Any], field: Mapping[str, Any]) -> dict[str, Any]:
+    reason = f"Not supported: {REASONS[name]}." if name in REASONS else "Not supported."
+    kept = {key: field[key] for key in ("title", "default", "description") if key in field}
+    # 1 and 1.0 are one value on the wire.
+    values = list({repr(value).removesuffix(".0"): value for value in (*nothing, None)}.values())
+    return {"description": reason, **kept, "enum": values}
 
 
 MAX_BAD_WORDS = 64
@@ -230,7 +253,11 @@ class GenerationRequest(WireModel):
     include_stop_str_in_output: bool | None = False
     skip_special_tokens: bool | None = True
     truncate_prompt_tokens: int | None = Field(
-        None, ge=-1, le=INT32_MAX, description="Keep the prompt's last so many tokens; -1: as many as fit."
+        None,
+        ge=-1,
+        le=INT32_MAX,
+        json_schema_extra={"not": {"const": 0}},
+        description="Keep the prompt's last so many tokens; -1: as many as fit.",
     )
     prompt_logprobs: int | None = Field(
         None,

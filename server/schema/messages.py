@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.types import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
+from server.schema import conditions
+from server.schema.cache import CacheExplanation
 from server.schema.chat import MAX_MESSAGES, TemplateKwargs
 from server.schema.common import CACHE_SALT, INT32_MAX, PRIORITY, CacheSalt, WireModel, field_error
+from server.schema.conditions import case
 from server.schema.or_text import OrText
 from server.schema.tools import MAX_ID_CHARS, MAX_TOOLS, NAME
 
@@ -25,6 +28,7 @@ _NEEDS = {
     "tool_use": ("id", "name", "input"),
     "tool_result": ("tool_use_id",),
 }
+_OF_ROLE = {"user": ("text", "tool_result"), "assistant": tuple(_NEEDS)[:4]}
 
 
 def _as_blocks(value: Any) -> Any:
@@ -49,6 +53,8 @@ Texts = Annotated[list[TextBlock], BeforeValidator(_as_blocks), Field(max_length
 class Block(WireModel):
     """Part of a turn; each type has fields of its own. Images and documents are not read."""
 
+    model_config = ConfigDict(json_schema_extra=conditions.by_type(_NEEDS))
+
     type: Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]
     text: str | None = None
     thinking: str | None = Field(None, description="What the assistant thought before.")
@@ -69,8 +75,15 @@ class Block(WireModel):
         return self
 
 
+def _blocks_of(role: str) -> conditions.Words:
+    types = case({"type": {"enum": list(_OF_ROLE[role])}})
+    return case({"role": {"const": role}, "content": {"items": types}})
+
+
 class Turn(WireModel):
     """One message."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_blocks_of(role) for role in _OF_ROLE]})
 
     role: Literal["user", "assistant"]
     content: Annotated[
@@ -83,8 +96,7 @@ class Turn(WireModel):
     @model_validator(mode="after")
     def _of_its_role(self) -> Turn:
         for position, block in enumerate(self.content):
-            allowed = ("text", "tool_result") if self.role == "user" else tuple(_NEEDS)[:4]
-            if block.type not in allowed:
+            if block.type not in _OF_ROLE[self.role]:
                 raise field_error(
                     f"{self.role} messages have no {block.type} blocks", f"content[{position}].type"
                 )
@@ -102,6 +114,15 @@ class ClientTool(WireModel):
 
 
 class PickTool(WireModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                case({"type": {"const": "tool"}, "name": conditions.GIVEN}, ["name"]),
+                case({"type": {"enum": ["auto", "any", "none"]}, "name": conditions.NOTHING}),
+            ]
+        }
+    )
+
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = Field(None, description="With type tool.")
     disable_parallel_tool_use: bool | None = Field(False, description="true: one call at most.")
@@ -124,7 +145,13 @@ class OutputConfig(WireModel):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="For models whose chat template knows it."
     )
-    format: dict[str, Any] | None = Field(None, description="{type: json_schema, schema: ...}.")
+    format: dict[str, Any] | None = Field(
+        None,
+        description="{type: json_schema, schema: ...}.",
+        json_schema_extra=case(
+            {"type": {"const": "json_schema"}, "schema": {"type": "object"}}, ["type", "schema"]
+        ),
+    )
 
     @model_validator(mode="after")
     def _known_format(self) -> OutputConfig:
@@ -213,6 +240,7 @@ class MessagesReply(BaseModel):
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
     usage: MessagesUsage
+    cache: list[CacheExplanation] | None = None
 
 
 class CountTokensReply(BaseModel):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from server.schema import conditions
 from server.schema.cache import CacheExplanation
 from server.schema.chat import MAX_MESSAGES, Effort, TemplateKwargs
 from server.schema.common import CACHE_SALT, INT32_MAX, PRIORITY, CacheSalt, WireModel, field_error
@@ -43,8 +44,16 @@ def _or_list(value: Any, alone: Any, of: str) -> Any:
     return value
 
 
+_PARTS = {
+    **dict.fromkeys(("input_text", "output_text", "reasoning_text", "text"), ("text",)),
+    "refusal": ("refusal",),
+}
+
+
 class Part(WireModel):
     """Text. Images, files and audio are not read."""
+
+    model_config = ConfigDict(json_schema_extra=conditions.by_type(_PARTS))
 
     type: Literal["input_text", "output_text", "reasoning_text", "text", "refusal"]
     text: str | None = None
@@ -52,7 +61,7 @@ class Part(WireModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Part:
-        name = "refusal" if self.type == "refusal" else "text"
+        (name,) = _PARTS[self.type]
         if getattr(self, name) is None:
             raise field_error(f"a part of type {self.type} needs it", name)
         return self
@@ -67,6 +76,8 @@ Parts = Annotated[list[Part], BeforeValidator(_as_parts), Field(max_length=MAX_P
 
 class Item(WireModel):
     """One item of the input; each type has fields of its own."""
+
+    model_config = ConfigDict(json_schema_extra=conditions.by_type(_NEEDS, default="message"))
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = Field(
@@ -150,6 +161,12 @@ class ReasoningOptions(WireModel):
 
 
 class TextFormat(WireModel):
+    model_config = ConfigDict(
+        json_schema_extra=conditions.by_type(
+            {"text": (), "json_object": (), "json_schema": ("name", "schema")}
+        )
+    )
+
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, description="With type json_schema.")
     description: str | None = None
@@ -165,7 +182,9 @@ class TextFormat(WireModel):
 
 class TextOptions(WireModel):
     format: TextFormat | None = Field(None, description="What the text must be.")
-    verbosity: Literal["low", "medium", "high"] | None = Field(None, description="`medium` only.")
+    verbosity: Literal["low", "medium", "high"] | None = Field(
+        None, description="`medium` only.", json_schema_extra={"enum": ["medium", None]}
+    )
 
 
 class ResponseStreamOptions(WireModel):

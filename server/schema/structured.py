@@ -12,9 +12,10 @@ from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 from engine import grammar
 from engine.errors import InvalidRequest
 from engine.grammar import Grammar
+from server.schema import conditions
 from server.schema.common import GenerationRequest, WireModel, field_error
 
-Schema = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": True})]
+Schema = Annotated[Any, WithJsonSchema({"type": ["object", "boolean"]})]
 
 
 class Strict(WireModel):
@@ -44,9 +45,25 @@ class TagStructure(Strict):
     schema_: Schema = Field(alias="schema")
     end: str
 
+    @model_validator(mode="after")
+    def _is_schema(self) -> TagStructure:
+        _check_schema(self.schema_, "schema")
+        return self
+
 
 class ResponseFormat(Strict):
     """What the reply must be."""
+
+    model_config = ConfigDict(
+        json_schema_extra=conditions.by_type(
+            {
+                "text": (),
+                "json_object": (),
+                "json_schema": ("json_schema",),
+                "structural_tag": ("structures", "triggers"),
+            }
+        )
+    )
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = Field(None, description="With type json_schema.")
@@ -75,23 +92,45 @@ class ResponseFormat(Strict):
         return None
 
 
+_WORDS = {"minLength": 1, **conditions.GIVEN}
+_ONE_KIND = conditions.one_of(
+    {
+        "json": conditions.GIVEN,
+        "regex": _WORDS,
+        "choice": conditions.GIVEN,
+        "grammar": _WORDS,
+        "json_object": {"const": True},
+        "structural_tag": conditions.GIVEN,
+    },
+    {"json_object": {"enum": [False, None]}},
+)
+
+
 class StructuredOutputs(Strict):
     """Exactly one of these."""
 
-    json_: Annotated[
-        Any, WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}, {"type": "null"}]})
-    ] = Field(None, alias="json", description="A JSON Schema, or one written as text.")
+    model_config = ConfigDict(json_schema_extra=_ONE_KIND)
+
+    json_: Annotated[Any, WithJsonSchema({"type": ["object", "boolean", "string", "null"]})] = Field(
+        None, alias="json", description="A JSON Schema, or one written as text."
+    )
     regex: str | None = Field(None, description="The whole text matches. No look-around, no back references.")
-    choice: list[str] | None = Field(None, description="The text is one of these.")
+    choice: list[str] | None = Field(
+        None,
+        description="The text is one of these.",
+        json_schema_extra={"minItems": 1, "maxItems": grammar.MAX_CHOICES, "items": {"minLength": 1}},
+    )
     grammar: str | None = Field(None, description="A grammar in Lark's notation, from the rule start on.")
     json_object: bool | None = Field(None, description="Any JSON object.")
-    structural_tag: Annotated[
-        Any, WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}, {"type": "null"}]})
-    ] = Field(None, description="Free text with structures in it; as in response_format.")
+    structural_tag: Annotated[Any, WithJsonSchema({"type": ["object", "string", "null"]})] = Field(
+        None, description="Free text with structures in it; as in response_format."
+    )
 
     @model_validator(mode="after")
     def _one(self) -> StructuredOutputs:
-        named = [name for name in _KINDS if getattr(self, name) not in (None, False)]
+        named = [name for name in _KINDS if getattr(self, name) is not None]
+        if self.json_object is False:
+            named.remove("json_object")
         if len(named) != 1:
             raise field_error("needs exactly one of " + ", ".join(n.rstrip("_") for n in _KINDS))
         if self.json_ is not None and not isinstance(self.json_, str):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from server.schema import conditions
 from server.schema.cache import ProbeRequest
 from server.schema.chat import MAX_MESSAGES, ChatMessage, Conversation
 from server.schema.common import WireModel, field_error
@@ -25,6 +26,10 @@ class TokenizeRequest(Conversation):
         True, description="Of a prompt: begin it with the model's own first token."
     )
     return_token_strs: bool | None = Field(False, description="Also the text of each token.")
+
+    model_config = ConfigDict(
+        json_schema_extra=conditions.one_of({"prompt": conditions.GIVEN, "messages": conditions.GIVEN})
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizeRequest:
