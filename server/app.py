@@ -12,10 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Match
 
 from engine.client import EngineClient
 from engine.errors import QuireError
@@ -133,9 +133,10 @@ def _add_error_handlers(app: FastAPI) -> None:
         return ApiError(exc.status_code, message, headers=exc.headers).response()
 
     def _methods_at(request: Request) -> str:
-        """Of all routes with this address; the framework looks at the first alone."""
-        here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-        return ", ".join(sorted({method for route in here for method in route.methods or ()}))
+        """Of all routes with this address; the framework names those of the first alone."""
+        routes, path = iter_route_contexts(request.app.routes), request.scope["path"]
+        here = [route.methods or () for route in routes if route.path_regex.match(path)]
+        return ", ".join(sorted({method for methods in here for method in methods}))
 
     async def on_disconnect(_: Request, exc: Exception) -> Response:
         # Nobody reads this; the status only shows in the log and the metrics.

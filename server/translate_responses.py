@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.errors import invalid
 from server.response_items import Fields, chat_messages
 from server.schema.responses import ResponsesRequest, TextOptions
 from server.translate import Translated, chat_tool, json_schema, translated
@@ -44,6 +45,8 @@ def from_responses(
         ApiError: 400, for what cannot be honoured.
     """
     messages = chat_messages([*earlier, *inputs])
+    if not messages:
+        raise invalid("input: has nothing but thoughts; send a message with them.", "input")
     if request.instructions is not None:
         messages.insert(0, {"role": "system", "content": request.instructions})
     tools = [

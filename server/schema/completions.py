@@ -50,8 +50,7 @@ _TEXT = {"type": "string", "minLength": 1}
 PROMPT_FORMS: tuple[dict[str, Any], ...] = (
     _TEXT,
     _IDS,
-    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _TEXT},
-    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _IDS},
+    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": {"anyOf": [_TEXT, _IDS]}},
 )
 
 Prompts = Annotated[

@@ -17,7 +17,7 @@ from server.schema.chat import MAX_MESSAGES, TemplateKwargs
 from server.schema.common import CACHE_SALT, INT32_MAX, PRIORITY, CacheSalt, WireModel, field_error
 from server.schema.conditions import case
 from server.schema.or_text import OrText
-from server.schema.tools import MAX_ID_CHARS, MAX_TOOLS, NAME
+from server.schema.tools import MAX_ID_CHARS, MAX_TOOL_CALLS, MAX_TOOLS, NAME
 
 MAX_BLOCKS = 2048
 
@@ -100,6 +100,9 @@ class Turn(WireModel):
                 raise field_error(
                     f"{self.role} messages have no {block.type} blocks", f"content[{position}].type"
                 )
+        calls = sum(block.type == "tool_use" for block in self.content)
+        if calls > MAX_TOOL_CALLS:
+            raise field_error(f"has {calls} tool_use blocks; at most {MAX_TOOL_CALLS}", "content")
         return self
 
 

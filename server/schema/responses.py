@@ -168,7 +168,7 @@ class TextFormat(WireModel):
     )
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str | None = Field(None, description="With type json_schema.")
+    name: str | None = Field(None, pattern=NAME, description="With type json_schema.")
     description: str | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="With type json_schema.")
     strict: bool | None = None
