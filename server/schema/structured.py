@@ -67,11 +67,11 @@ class ResponseFormat(Strict):
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = Field(None, description="With type json_schema.")
-    structures: list[TagStructure] | None = Field(
-        None, min_length=1, description="With type structural_tag."
-    )
+    structures: list[TagStructure] | None = Field(None, min_length=1, description="With type structural_tag.")
     triggers: list[str] | None = Field(
-        None, min_length=1, description="With type structural_tag: texts from which on a structure must follow."
+        None,
+        min_length=1,
+        description="With type structural_tag: texts from which on a structure must follow.",
     )
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ MIN_CASES = 2000
 CONFIG: dict[str, Any] = {
     "seed": 4,
     "continue-on-failure": True,
-    "generation": {"max-examples": 30, "database": "none", "no-shrink": True},
+    "generation": {"max-examples": 15, "database": "none", "no-shrink": True},
     "phases": {"examples": {"enabled": False}, "stateful": {"enabled": False}},
     # What is not found or too large is refused, whatever else is wrong with it.
     "checks": {"negative_data_rejection": {"expected-statuses": [400, 404, 405, 413, 415]}},
@@ -52,7 +52,8 @@ BEYOND_SCHEMAS = re.compile(
     # text in a language of its own
     | is\ not\ JSON | cannot\ be\ compiled
     # what is not there (any more)
-    | has\ nothing\ but\ thoughts | there\ is\ no\ response | there\ is\ no\ such\ item | This\ response\ has\ ended
+    | has\ nothing\ but\ thoughts
+    | there\ is\ no\ response | there\ is\ no\ such\ item | This\ response\ has\ ended
     # to JSON Schema 1.0 is a whole number
     | (should\ be\ a\ valid\ integer|must\ be\ whole\ numbers|true,\ false,\ null,\ whole\ numbers)
     | each\ prompt\ must\ be
@@ -126,6 +127,7 @@ def server() -> Iterator[Live]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_server_is_what_it_says(server: Live) -> None:
     found = run(server)
     assert not found.problems, "\n\n".join(found.problems[:20])
