@@ -20,6 +20,7 @@ from engine.exec.rows import Rows
 from engine.model import checkpoint as checkpoints
 from engine.model import loader
 from engine.model.checkpoint import LOADABLE, Checkpoint
+from engine.model.embeddings import read_embedding_facts
 from engine.model.quant import holding
 from engine.plan import RowStart, SequencePlan, StepPlan
 from engine.sample.grammar import CompiledGrammars
@@ -70,10 +71,11 @@ def model_facts(
     """What `resolve` needs to know of a checkpoint on this device."""
     spec = checkpoint.spec
     parameters, integer_bytes = holding.memory(checkpoint.slots, checkpoint.stored, quantization)
-    if spec.tied_embeddings and quantization is not None:
+    tied = spec.lm_head and spec.tied_embeddings
+    if tied and quantization is not None:
         head = holding.rounding("lm_head", spec.hidden_size, quantization)
         integer_bytes += head.num_bytes(spec.vocab_size, spec.hidden_size)
-    elif spec.tied_embeddings and device.type == "cpu":
+    elif tied and device.type == "cpu":
         parameters += spec.vocab_size * spec.hidden_size  # packed for the output, in rows for the look-up
     dtypes = [tensor.dtype for tensor in checkpoint.tensors.values() if tensor.dtype in LOADABLE]
     return ModelFacts(
@@ -90,6 +92,7 @@ def model_facts(
         intermediate_size=spec.mlp_size,
         integer_bytes=integer_bytes,
         quantization=quantization,
+        embeddings=read_embedding_facts(checkpoint),
     )
 
 
@@ -136,7 +139,7 @@ def warm_up(executor: LocalExecutor) -> None:
     plan = StepPlan(
         step=0,
         row_starts=(RowStart(0, params, 0, 1, (0,), ()),),
-        sequences=(SequencePlan(0, 0, 1, (0,), (0,), True),),
+        sequences=(SequencePlan(0, 0, 1, (0,), (0,), executor.samples),),
     )
     executor.forward(plan)
     executor.sample(plan).result()
@@ -164,6 +167,7 @@ def engine_info(
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         max_queued_requests=scheduler.max_queued_requests,
         prefix_caching=cache.prefix_caching,
+        embeddings=config.model.embeddings,
         largest_request_tokens=min((cache.num_blocks - 1) * cache.block_size, config.model.max_model_len),
         reasons=config.reasons,
         quantization=_held(checkpoint, config.model.quantization),

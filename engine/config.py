@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.embedding import DEFAULT_FACTS, EmbeddingFacts
 from engine.errors import ConfigError, MemoryPlanError
 
 GIB = 1 << 30
@@ -84,6 +85,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     quantization: Quantization | None = None  # what linears are rounded to that do not come in integers
     seed: int | None = None  # draws the seeds of requests that bring none; None: unpredictably
+    embeddings: EmbeddingFacts = DEFAULT_FACTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class ModelFacts:
     intermediate_size: int
     integer_bytes: int = 0
     quantization: Quantization | None = None
+    embeddings: EmbeddingFacts = DEFAULT_FACTS
 
     def weight_bytes(self, dtype: str) -> int:
         return self.num_parameters * DTYPE_BYTES[dtype] + self.integer_bytes
@@ -223,6 +226,7 @@ class _Resolver:
                 eos_token_ids=self.model.eos_token_ids,
                 quantization=self.model.quantization,
                 seed=self.options.seed,
+                embeddings=self.model.embeddings,
             ),
             cache=CacheConfig(block_size, num_blocks, block_bytes, self.options.prefix_caching, kv_dtype),
             scheduler=SchedulerConfig(

@@ -59,7 +59,11 @@ class EngineCore:
         self.kv = KVManager(config.cache)
         self.grammars = grammars
         self._limits = RequestLimits(
-            model.vocab_size, model.max_model_len, limits.max_num_seqs, self.kv.capacity_tokens
+            model.vocab_size,
+            model.max_model_len,
+            limits.max_num_seqs,
+            self.kv.capacity_tokens,
+            model.embeddings,
         )
         self.scheduler = Scheduler(
             limits,

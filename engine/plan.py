@@ -44,6 +44,7 @@ class SequencePlan(NamedTuple):
     samples: bool  # draw a token from the last computed position
     logprobs: int | None = None  # alternatives wanted beside the drawn token
     prompt_logprobs: int | None = None  # logprobs of tokens start + 1 ... start + num_tokens of the prompt
+    embeds: bool = False  # the prompt ends here: pool it
 
 
 class StepPlan(NamedTuple):
@@ -83,11 +84,14 @@ class StepResult(NamedTuple):
             that its grammar allows may be drawn.
         logprobs: aligned with token_ids, or empty when no sequence asked.
         prompt_logprobs: (index into plan.sequences, logprobs) for those that asked.
+        embeddings: (index into plan.sequences, vector) for those that `embeds`; without those that are not
+            finite.
     """
 
     token_ids: list[int]
     logprobs: Sequence[TokenLogprob | None] = ()
     prompt_logprobs: Sequence[tuple[int, Sequence[TokenLogprob]]] = ()
+    embeddings: Sequence[tuple[int, bytes]] = ()
 
 
 NOT_FINITE = -1

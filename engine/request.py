@@ -81,6 +81,7 @@ class Request:
         row: the executor's row, from admission on, else -1. `started` once the executor was told.
         followers: on the first choice, the others that wait for its prompt to be computed.
         prompt_logprobs: collected by the choice that computes the prompt, None once handed over.
+        embedding: of the prompt, once it is there.
         preemptions: also its epoch: results of steps planned in an earlier epoch are dropped.
         lost_tokens: what the last preemption took from it.
         scope: on whose account its blocks are, and with whom they are shared.
@@ -100,9 +101,9 @@ class Request:
 
     __slots__ = (
         "account", "admitted_s", "arrival_s", "block_ids", "block_keys", "cached_tokens", "compute_limit",
-        "computed", "confirmed", "copy_source", "explain", "first_token_s", "followers", "in_flight",
-        "index", "lost_tokens", "matcher", "max_output", "num_published", "number", "order", "params",
-        "preemptions", "prompt_len", "prompt_logprobs", "report", "request_id", "row", "scope", "seed",
+        "computed", "confirmed", "copy_source", "embedding", "explain", "first_token_s", "followers",
+        "in_flight", "index", "lost_tokens", "matcher", "max_output", "num_published", "number", "order",
+        "params", "preemptions", "prompt_len", "prompt_logprobs", "report", "request_id", "row", "scope", "seed",
         "started", "status", "stop_ids", "token_ids",
     )  # fmt: skip
 
@@ -145,6 +146,7 @@ class Request:
         self.followers: list[Request] = []
         collects = params.prompt_logprobs is not None and index == 0
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if collects else None
+        self.embedding: bytes | None = None
         self.preemptions = 0
         self.lost_tokens = 0
         self.account: Account
@@ -157,6 +159,11 @@ class Request:
         self.max_output = max_output
         self.compute_limit = self.prompt_len + max(max_output - 1, 0)
         self.stop_ids = stop_ids
+
+    @property
+    def only_prompt(self) -> bool:
+        """Whether its prompt is computed for itself, though nothing follows it."""
+        return self.max_output == 0 and (self.prompt_logprobs is not None or self.params.pooling is not None)
 
     @property
     def salt(self) -> bytes:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum, unique
 from typing import NamedTuple
 
+from engine.embedding import DEFAULT_FACTS, EmbeddingFacts, Pooling
 from engine.errors import InvalidRequest
 from engine.grammar import Grammar
 from engine.views import CacheReport, HistogramData, TenantUse
@@ -33,7 +34,7 @@ MIN_TEMPERATURE = 1e-2
 class FinishReason(StrEnum):
     """Why a choice ended. Every choice ends with exactly one of these."""
 
-    STOP = "stop"  # end-of-turn token, stop token or stop string
+    STOP = "stop"  # end-of-turn token, stop token or stop string; or its embedding is there
     LENGTH = "length"  # max_tokens or the model's context
     ABORT = "abort"  # the caller went away
     ERROR = "error"  # this request broke; the others go on
@@ -63,6 +64,7 @@ class SamplingParams:
         prompt_logprobs: the same for the prompt's tokens; the prefix cache is not read then.
         priority: requests of a smaller one are admitted earlier and preempted later.
         grammar: what the text must be. Other tokens are not drawn; a choice ends when it is complete.
+        pooling: how to make an embedding of the prompt. Nothing is generated then.
 
     Raises:
         InvalidRequest: naming the field.
@@ -92,6 +94,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     priority: int = 0
     grammar: Grammar | None = None
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         _in_range("n", self.n, 1, MAX_CHOICES)
@@ -117,6 +120,14 @@ class SamplingParams:
             if value is not None:
                 _in_range(name, value, 0, MAX_LOGPROBS)
         self._check_lists()
+        self._check_pooling()
+
+    def _check_pooling(self) -> None:
+        if self.pooling is None:
+            return
+        asked = (self.logprobs, self.prompt_logprobs, self.grammar)
+        if self.n != 1 or self.max_tokens != 0 or any(value is not None for value in asked):
+            raise InvalidRequest("An embedding comes alone: n is 1 and max_tokens is 0.", "pooling")
 
     def _check_lists(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -194,7 +205,7 @@ class TokenLogprob(NamedTuple):
 class TokenOutput(NamedTuple):
     """What one step says of one choice, in token ids: the engine's side of a TokenEvent.
 
-    `token_id` is None on an end that brings no token (abort, error, or max_tokens 0).
+    `token_id` is None on an end that brings no token (abort, error, max_tokens 0, or an embedding).
     """
 
     request_id: str
@@ -208,6 +219,7 @@ class TokenOutput(NamedTuple):
     error: str | None = None
     cache: CacheReport | None = None  # once, with the first token, where it was asked for
     queued_s: float | None = None  # once, with the prompt's first token: from arrival to first admission
+    embedding: bytes | None = None  # with the end, where it was asked for; see engine.embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +241,7 @@ class TokenEvent:
     error: str | None = None
     cache: CacheReport | None = None  # with a choice's first event, where it was asked for
     queued_s: float | None = None  # from the prompt's arrival in the engine to its first admission
+    embedding: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +252,7 @@ class EngineInfo:
         quantization: how weights are held in integers, for people; empty where none are.
         kv_dtype: of keys and values, the model's or "int8".
         largest_request_tokens: prompt + output that the whole KV pool can hold.
+        embeddings: what the model says of them.
         reasons: (setting, value, why) for each automatic value, in the order to print.
     """
 
@@ -260,6 +274,7 @@ class EngineInfo:
     max_queued_requests: int
     prefix_caching: bool
     largest_request_tokens: int
+    embeddings: EmbeddingFacts = DEFAULT_FACTS
     reasons: tuple[tuple[str, str, str], ...] = ()
     quantization: str = ""
 

@@ -25,6 +25,7 @@ class MissReason(StrEnum):
     OTHER_SALT = "other_salt"  # the caller's own tenant has it under another cache_salt
     IN_PROGRESS = "in_progress"  # another request is computing it at this moment
     PROMPT_LOGPROBS = "prompt_logprobs"  # asked for, so each prompt token is computed
+    POOLING = "pooling"  # the embedding is made of each prompt token
     CACHING_OFF = "caching_off"
 
 

@@ -100,6 +100,8 @@ def sentence(report: CacheReport, block_size: int) -> str:
             return (
                 f"None of {_tokens(whole)} is reused, because the prompt's log probabilities were asked for."
             )
+        case MissReason.POOLING:
+            return f"None of {_tokens(whole)} is reused, because its embedding is made of all of them."
         case MissReason.CACHING_OFF:
             return f"None of {_tokens(whole)} is reused, because this server runs without prefix caching."
     return f"{head}; {rest}."

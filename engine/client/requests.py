@@ -40,7 +40,7 @@ def check_request(info: EngineInfo, prompt_ids: Sequence[int], params: SamplingP
         InvalidRequest, ContextTooLong, NeverFits: with the numbers in the message.
     """
     limits = RequestLimits(
-        info.vocab_size, info.max_model_len, info.max_num_seqs, info.largest_request_tokens
+        info.vocab_size, info.max_model_len, info.max_num_seqs, info.largest_request_tokens, info.embeddings
     )
     limits.check_prompt(prompt_ids)
     limits.max_output(len(prompt_ids), params)

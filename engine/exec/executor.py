@@ -7,6 +7,7 @@ not requests, queues or text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from engine.dist.transfer import to_device, to_host
 from engine.exec import batch
 from engine.exec.batch import BatchTensors
 from engine.exec.kv_store import KVStore
+from engine.exec.pooling import PendingEmbeddings, Pooler
 from engine.exec.rows import Rows
 from engine.model.transformer import Transformer
 from engine.plan import RowStart, SequencePlan, StepPlan, StepResult, TokenMasks
@@ -39,8 +41,14 @@ class LocalExecutor:
         self._kv_store = kv_store
         self._rows = rows
         self._sampler = sampler
+        self._pooler = Pooler()
         self._prompts: dict[int, tuple[int, ...]] = {}  # of rows that asked for prompt logprobs
         self._step: _Step | None = None
+
+    @property
+    def samples(self) -> bool:
+        """Whether the model has an output layer."""
+        return self._model.spec.lm_head
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> None:
@@ -50,8 +58,10 @@ class LocalExecutor:
         self._rows.apply(plan)
         tensors = batch.build(plan, self._rows, self._kv_store.layers)
         hidden_TE = self._model.forward(tensors.forward)
-        logits_SV = self._model.logits(hidden_TE[tensors.sample_index])
-        self._step = _Step(plan, tensors, logits_SV, self._prompt_logprobs(plan, hidden_TE))
+        samples = len(tensors.sample_index) > 0
+        logits_SV = self._model.logits(hidden_TE[tensors.sample_index]) if samples else None
+        of_prompts = _OfPrompts(self._prompt_logprobs(plan, hidden_TE), self._pooler.pool(plan, hidden_TE))
+        self._step = _Step(plan, tensors, logits_SV, of_prompts)
 
     @torch.inference_mode()
     def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> _Handle:
@@ -64,8 +74,8 @@ class LocalExecutor:
         wanted = [sequence.logprobs for sequence in sampling]
         rows = [sequence.row for sequence in sampling]
         positions = [sequence.start + sequence.num_tokens for sequence in sampling]
-        if not sampling:
-            return _Handle(None, None, step.prompt_logprobs)
+        if step.logits_SV is None:
+            return _Handle(None, None, step.of_prompts, self._model.device)
         keep = any(count is not None for count in wanted) and (
             masks is not None or self._sampler.changes_logits(rows)
         )
@@ -73,10 +83,11 @@ class LocalExecutor:
         row_S, position_S = step.tensors.sample_row, step.tensors.sample_position
         token_S = self._sampler.sample(step.logits_SV, rows, positions, row_S, position_S, masks)
         self._rows.last_token_R[row_S] = token_S.clamp(min=0)
-        return _Handle(token_S, PendingLogprobs(raw_SV, token_S, wanted), step.prompt_logprobs)
+        return _Handle(token_S, PendingLogprobs(raw_SV, token_S, wanted), step.of_prompts, self._model.device)
 
     def _start_rows(self, starts: Sequence[RowStart]) -> None:
         self._sampler.start_rows(starts)
+        self._pooler.start_rows(starts)
         for start in starts:
             self._prompts.pop(start.row, None)
             if start.params.prompt_logprobs is not None:
@@ -108,22 +119,20 @@ class LocalExecutor:
         return out
 
 
-class _Step:
-    """What `forward` leaves for `sample`."""
+class _OfPrompts(NamedTuple):
+    """What a step's hidden states say of prompts."""
 
-    __slots__ = ("logits_SV", "plan", "prompt_logprobs", "tensors")
+    logprobs: list[tuple[int, list[TokenLogprob]]]
+    embeddings: PendingEmbeddings | None
 
-    def __init__(
-        self,
-        plan: StepPlan,
-        tensors: BatchTensors,
-        logits_SV: Tensor,
-        prompt_logprobs: list[tuple[int, list[TokenLogprob]]],
-    ) -> None:
-        self.plan = plan
-        self.tensors = tensors
-        self.logits_SV = logits_SV
-        self.prompt_logprobs = prompt_logprobs
+
+class _Step(NamedTuple):
+    """What `forward` leaves for `sample`. Where nothing is sampled, there are no logits."""
+
+    plan: StepPlan
+    tensors: BatchTensors
+    logits_SV: Tensor | None
+    of_prompts: _OfPrompts
 
 
 class _Handle:
@@ -133,13 +142,14 @@ class _Handle:
         self,
         token_S: Tensor | None,
         logprobs: PendingLogprobs | None,
-        prompt_logprobs: list[tuple[int, list[TokenLogprob]]],
+        of_prompts: _OfPrompts,
+        device: torch.device,
     ) -> None:
         self._logprobs = logprobs
-        self._prompt_logprobs = prompt_logprobs
+        self._of_prompts = of_prompts
         self._token_S = None if token_S is None else to_host(token_S)
         self._arrived: torch.cuda.Event | None = None
-        if token_S is not None and token_S.is_cuda:
+        if device.type == "cuda":
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
@@ -149,4 +159,7 @@ class _Handle:
             self._arrived.synchronize()
         token_ids = [] if self._token_S is None else self._token_S.tolist()
         logprobs = [] if self._logprobs is None else self._logprobs.read()
-        return StepResult(token_ids, logprobs, self._prompt_logprobs)
+        embeddings = self._of_prompts.embeddings
+        return StepResult(
+            token_ids, logprobs, self._of_prompts.logprobs, [] if embeddings is None else embeddings.read()
+        )

@@ -8,7 +8,7 @@ from engine.stats import BUCKETS, Histogram
 from engine.views import WHATIF_SIZES, CacheReport, EvictionCause, MissReason
 
 WHATIF_KEYS = tuple(f"{size:g}" for size in WHATIF_SIZES)
-NOT_ASKED = (MissReason.CACHING_OFF, MissReason.PROMPT_LOGPROBS)
+NOT_ASKED = (MissReason.CACHING_OFF, MissReason.PROMPT_LOGPROBS, MissReason.POOLING)
 
 
 class CacheCounts:

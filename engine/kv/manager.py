@@ -82,8 +82,10 @@ class KVManager:
         return tokens <= self.capacity_tokens
 
     def reads_prefix(self, request: Request) -> bool:
-        """Collecting prompt logprobs needs every prompt token computed."""
-        return self.prefix_caching and request.prompt_logprobs is None
+        """Prompt logprobs, and some embeddings, need every prompt token computed."""
+        pooling = request.params.pooling
+        pools_all = pooling is not None and pooling.needs_every_token
+        return self.prefix_caching and request.prompt_logprobs is None and not pools_all
 
     def match(self, request: Request) -> PrefixHit:
         """Looks up the request's tokens. Changes nothing.
@@ -122,7 +124,8 @@ class KVManager:
         if not self.prefix_caching:
             return CacheReport(request.prompt_len, 0, MissReason.CACHING_OFF, 0)
         if not self.reads_prefix(request):
-            return CacheReport(request.prompt_len, 0, MissReason.PROMPT_LOGPROBS, 0)
+            reason = MissReason.PROMPT_LOGPROBS if request.params.pooling is None else MissReason.POOLING
+            return CacheReport(request.prompt_len, 0, reason, 0)
         return self._explainer.report(request, len(hit.block_ids), self.now_s)
 
     def adopt(self, request: Request, hit: PrefixHit) -> None:

@@ -59,6 +59,7 @@ class ArchSpec:
         qk_norm: queries and keys are normed per head, before the rotary embedding.
         embed_scale: multiplies embeddings as they enter the first layer.
         attention_softcap, logit_softcap: c * tanh(x / c) on scores and final logits; 0 is off.
+        lm_head: there is an output layer; without one hidden states are all that comes out.
         max_positions: the longest context the checkpoint claims, in tokens.
 
     Raises:
@@ -88,6 +89,7 @@ class ArchSpec:
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     tied_embeddings: bool = False
+    lm_head: bool = True
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

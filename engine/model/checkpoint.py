@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,8 @@ def inspect(model: str) -> Checkpoint:
     format = read_format(config)
     folder = find_folder(model, weights=True)
     tensors = _read_tensors(folder)
+    if _is_bare(spec, family.names, tensors):
+        spec = replace(spec, lm_head=False)
     slots = _find_slots(spec, family.names, tensors)
     stored = _find_stored(format, slots, tensors) if format else {}
     _check_floats(slots, stored, tensors)
@@ -114,17 +116,22 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     """A JSON object from a file; empty where an optional one is missing."""
     if optional and not path.exists():
         return {}
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelError(f"{path.name} is larger than {MAX_JSON_BYTES} bytes.")
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path.name} is not valid JSON.") from error
+    value = load_json(path, path.name)
     if not isinstance(value, dict):
         raise ModelError(f"{path.name} is not a JSON object.")
     return value
+
+
+def load_json(path: Path, name: str) -> Any:
+    """What a file holds. Raises ModelError, with the name that people know it by."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelError(f"{name} is larger than {MAX_JSON_BYTES} bytes.")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{name} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{name} is not valid JSON.") from error
 
 
 def _family(config: Mapping[str, Any]) -> tuple[str, Family]:
@@ -208,11 +215,21 @@ def _why_no_weights(folder: Path) -> str:
     return "No *.safetensors files were found beside config.json."
 
 
+def _is_bare(spec: ArchSpec, names: WeightNames, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether the decoder was saved alone, as embedding models are: no prefix, and no output layer."""
+    has_head = spec.tied_embeddings or bool(_heads(names, tensors))
+    return not has_head and f"{names.embed}.weight" in tensors
+
+
+def _heads(names: WeightNames, tensors: Mapping[str, TensorInfo]) -> Sequence[str]:
+    """The output layers found, whatever form they are stored in."""
+    return [head for head in names.lm_heads if any(name.startswith(f"{head}.") for name in tensors)]
+
+
 def _find_slots(spec: ArchSpec, names: WeightNames, tensors: Mapping[str, TensorInfo]) -> tuple[Slot, ...]:
     """The model's tensors, under the names that this checkpoint has."""
     prefixes = [prefix for prefix in names.prefixes if f"{prefix}{names.embed}.weight" in tensors]
-    heads = [head for head in names.lm_heads if any(name.startswith(f"{head}.") for name in tensors)]
-    prefix, head = [*prefixes, names.prefixes[0]][0], [*heads, names.lm_heads[0]][0]
+    prefix, head = [*prefixes, names.prefixes[0]][0], [*_heads(names, tensors), names.lm_heads[0]][0]
     return tuple(model_slots(spec, names, prefix, head))
 
 

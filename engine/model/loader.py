@@ -72,7 +72,7 @@ def load(
             if progress is not None:
                 progress(done, total)
         reader.report()
-    if checkpoint.spec.tied_embeddings:
+    if checkpoint.spec.lm_head and checkpoint.spec.tied_embeddings:
         # Packing leaves the embedding as it is: CUDA shares it, a CPU reads from it once more.
         linear["lm_head"] = _pack(reader.rounded("lm_head", dense["embed"]), None, compute)
     return Transformer(checkpoint.spec, ModelWeights(dense, linear), max_model_len, group)

@@ -17,6 +17,13 @@ FAMILIES: Mapping[str, Family] = {
     "Gemma3ForCausalLM": gemma.GEMMA3_TEXT,
     "Gemma3ForConditionalGeneration": gemma.GEMMA3,
     "Phi3ForCausalLM": phi.PHI3,
+    # The decoder alone, as embedding models are often saved.
+    "LlamaModel": llama.LLAMA,
+    "MistralModel": llama.MISTRAL,
+    "Qwen2Model": qwen.QWEN2,
+    "Qwen3Model": qwen.QWEN3,
+    "Gemma2Model": gemma.GEMMA2,
+    "Phi3Model": phi.PHI3,
 }
 
 

@@ -33,7 +33,7 @@ class ModelWeights:
 
     Attributes:
         dense: the embedding and the norms' weights.
-        linear: packed matrices, `lm_head` always among them.
+        linear: packed matrices, `lm_head` among them where the spec has one.
     """
 
     dense: Mapping[str, Tensor]
@@ -89,7 +89,7 @@ class Transformer:
         self.embed_VE = weights.dense["embed"]
         # In the compute dtype, as the models were trained: sqrt(hidden_size) is not exact in bf16.
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.embed_VE.dtype).item()
-        self._lm_head = weights.linear["lm_head"]
+        self._lm_head = weights.linear["lm_head"] if spec.lm_head else None
         builder = _Builder(spec, weights, max_model_len, group or TensorGroup())
         self.layers = [builder.layer(index) for index in range(spec.num_layers)]
         self._final_norm = builder.norm("final_norm")
@@ -113,6 +113,7 @@ class Transformer:
 
     def logits(self, hidden_SE: Tensor) -> Tensor:
         """`logits_SV` fp32 of the rows of `forward`'s result that are wanted."""
+        assert self._lm_head is not None, "text was asked of a decoder without an output layer"
         logits_SV = api.linear(hidden_SE, self._lm_head).float()
         cap = self.spec.logit_softcap
         return logits_SV.div_(cap).tanh_().mul_(cap) if cap else logits_SV

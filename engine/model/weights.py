@@ -74,7 +74,7 @@ def model_slots(spec: ArchSpec, names: WeightNames, prefix: str, lm_head: str) -
     for layer in range(spec.num_layers):
         yield from _layer_slots(spec, names, layer, prefix)
     yield Slot("final_norm", (Part(f"{prefix}{names.final_norm}.weight", (spec.hidden_size,)),))
-    if not spec.tied_embeddings:
+    if spec.lm_head and not spec.tied_embeddings:
         yield Slot("lm_head", (Part(f"{lm_head}.weight", table),), linear=True)
 
 

@@ -56,6 +56,7 @@ class StepDraft:
             samples,
             params.logprobs if samples else None,
             self._prompt_logprobs(request, start),
+            params.pooling is not None and end == request.prompt_len,
         )
         (self._single if num_tokens == 1 else self._longer)[request] = sequence
         request.computed = end

@@ -100,6 +100,7 @@ class Ledger:
                 error,
                 _hand_over_report(request),
                 _queued_s(request),
+                request.embedding,
             )
         )
 

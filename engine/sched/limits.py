@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.embedding import DEFAULT_FACTS, EmbeddingFacts
 from engine.errors import ContextTooLong, InvalidRequest, NeverFits
 from engine.types import SamplingParams
 
@@ -18,12 +19,14 @@ class RequestLimits:
 
     Attributes:
         pool_tokens: what the whole KV pool holds.
+        embeddings: what the model says of them.
     """
 
     vocab_size: int
     max_model_len: int
     max_num_seqs: int
     pool_tokens: int
+    embeddings: EmbeddingFacts = DEFAULT_FACTS
 
     def max_output(self, prompt_len: int, params: SamplingParams) -> int:
         """Checks all of a request but its prompt, and returns how many tokens each choice may generate.
@@ -33,6 +36,7 @@ class RequestLimits:
         Raises:
             InvalidRequest, ContextTooLong, NeverFits: with the numbers in the message.
         """
+        self.embeddings.check(params.pooling)
         params.check_vocabulary(self.vocab_size)
         if params.n > self.max_num_seqs:
             raise InvalidRequest(f"n is {params.n}; this server runs {self.max_num_seqs} sequences.", "n")

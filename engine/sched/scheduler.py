@@ -205,6 +205,9 @@ class Scheduler:
             request = planned[index].request
             if planned[index].is_current and request.prompt_logprobs is not None:
                 request.prompt_logprobs += logprobs
+        for index, embedding in result.embeddings:
+            if planned[index].is_current:
+                planned[index].request.embedding = embedding
         token_ids = iter(result.token_ids)
         logprobs_S = iter(result.logprobs)
         for part in planned:
@@ -342,7 +345,7 @@ class Scheduler:
         """Takes in what a step brought to a request that is still the one it was planned for."""
         if token_id is None:
             if request.max_output == 0 and sequence.start + sequence.num_tokens == request.prompt_len:
-                self._end(request, FinishReason.LENGTH)
+                self._end_prompt(request)
             return
         request.in_flight -= 1
         if token_id < 0:
@@ -352,9 +355,7 @@ class Scheduler:
         request.token_ids.append(token_id)
         if request.matcher is not None:
             request.matcher.take(token_id)
-        # A finite sample vouches for all it attended to: only now may others find these blocks.
-        request.confirmed = sequence.start + sequence.num_tokens
-        self.kv.commit(request)
+        self._confirm(request, sequence.start + sequence.num_tokens)
         ending = self._stops.ending(request, token_id)
         complete = request.matcher is not None and request.matcher.ended
         if ending is not None and (ending.reason is FinishReason.STOP or not complete):
@@ -362,6 +363,21 @@ class Scheduler:
             return
         self._ledger.token(request, token_id, logprob)
         if complete:  # unlike a stop token, the last one is part of the text
+            self._end(request, FinishReason.STOP)
+
+    def _confirm(self, request: Request, tokens: int) -> None:
+        """A finite result vouches for all it attended to: only now may others find these blocks."""
+        request.confirmed = tokens
+        self.kv.commit(request)
+
+    def _end_prompt(self, request: Request) -> None:
+        """The prompt is computed, and nothing follows it."""
+        if request.params.pooling is None:
+            self._end(request, FinishReason.LENGTH)
+        elif request.embedding is None:
+            self._end(request, FinishReason.ERROR, error=NOT_FINITE)
+        else:
+            self._confirm(request, request.prompt_len)
             self._end(request, FinishReason.STOP)
 
     # ---- leaving
@@ -392,14 +408,14 @@ class Scheduler:
         self.tally.preemptions += 1
 
     def _end_without_output(self, leader: Request) -> None:
-        """max_tokens 0: without prompt logprobs to collect there is nothing to do."""
+        """max_tokens 0: but for what the prompt itself is computed for, there is nothing to do."""
         if leader.explain:
             report = self.kv.explain(leader, self.kv.match(leader))
             for choice in (leader, *leader.followers):
                 choice.report = report
         for follower in tuple(leader.followers):
             self._end(follower, FinishReason.LENGTH)
-        if leader.prompt_logprobs is None:
+        if not leader.only_prompt:
             self._end(leader, FinishReason.LENGTH)
 
     def _account(self, request: Request, hit: PrefixHit) -> None:

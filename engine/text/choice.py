@@ -23,9 +23,9 @@ class Choice:
     """
 
     __slots__ = (
-        "_cache", "_cached_tokens", "_detokenize", "_error", "_finish_reason", "_flush", "_generated",
-        "_include_stop", "_logprobs", "_min_tokens", "_prompt_logprobs", "_queued_s", "_seen", "_stop_reason",
-        "_stops", "_text", "_token_ids", "ended", "index", "stopped_here",
+        "_cache", "_cached_tokens", "_detokenize", "_embedding", "_error", "_finish_reason", "_flush",
+        "_generated", "_include_stop", "_logprobs", "_min_tokens", "_prompt_logprobs", "_queued_s", "_seen",
+        "_stop_reason", "_stops", "_text", "_token_ids", "ended", "index", "stopped_here",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +50,7 @@ class Choice:
         self._error: str | None = None
         self._cached_tokens = 0
         self._queued_s: float | None = None
+        self._embedding: bytes | None = None
         self.ended = False
         self.stopped_here = False
         self._clear()
@@ -110,6 +111,7 @@ class Choice:
         self._finish_reason = output.finish_reason
         self._stop_reason = output.stop_reason
         self._error = output.error
+        self._embedding = output.embedding
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """Ends it from this side: an abort, or a fault in here."""
@@ -131,6 +133,7 @@ class Choice:
             self._error,
             self._cache,
             self._queued_s,
+            self._embedding,
         )
         self._clear()
         return event

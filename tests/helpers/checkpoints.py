@@ -72,8 +72,8 @@ _FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 class TinyConfig(NamedTuple):
     """A family and what to change in its tiny config.
 
-    Besides the config's own keys, `overrides` understands `shards` (how many weight files, about) and
-    `old_form` (rotary parameters written as transformers 4 did).
+    Besides the config's own keys, `overrides` understands `shards` (how many weight files, about),
+    `old_form` (rotary parameters written as transformers 4 did) and `bare` (the decoder is saved alone).
     """
 
     family: str
@@ -158,9 +158,11 @@ def make_checkpoint(tmp: Path, family: str, **overrides: Any) -> Path:
     if key not in _made or not _made[key].exists():
         path = tmp / f"{family}-{len(_made)}"
         shards, old_form = overrides.pop("shards", 1), overrides.pop("old_form", False)
+        bare = overrides.pop("bare", False)
         model = _make_model(family, overrides)
         weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        model.save_pretrained(path, max_shard_size=weight_bytes // shards if shards > 1 else "1GB")
+        saved = model.model if bare else model
+        saved.save_pretrained(path, max_shard_size=weight_bytes // shards if shards > 1 else "1GB")
         if old_form:
             _write_old_form(path / "config.json")
         write_tokenizer(path)
@@ -261,6 +263,16 @@ def reference_logits(
         model = _reference_model(path, dtype)
         logits: torch.Tensor = model(torch.tensor([list(token_ids)]), use_cache=False).logits
     return logits[0].float()
+
+
+def reference_hidden(path: Path, token_ids: Sequence[int]) -> torch.Tensor:
+    """The last hidden states `[T, E]` of `transformers`, final norm applied, in fp32."""
+    with _single_threaded():
+        out = _reference_model(path)(
+            torch.tensor([list(token_ids)]), use_cache=False, output_hidden_states=True
+        )
+    hidden: torch.Tensor = out.hidden_states[-1]
+    return hidden[0]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from engine.build import build_executor
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.core import EngineCore
 from engine.model.checkpoint import inspect
+from engine.model.embeddings import read_embedding_facts
 from engine.types import FinishReason, SamplingParams, TokenLogprob, TokenOutput
 
 
@@ -36,6 +37,7 @@ def make_core(
         model=ModelConfig(
             path=str(path), name="test", dtype=dtype, device=device, max_model_len=max_model_len,
             vocab_size=spec.vocab_size, eos_token_ids=checkpoint.eos_token_ids, seed=0,
+            embeddings=read_embedding_facts(checkpoint),
         ),
         cache=CacheConfig(block_size, num_blocks, 1, prefix_caching, kv_dtype or dtype),
         scheduler=SchedulerConfig(max_num_seqs, max_num_batched_tokens, 1000, steps_ahead),
@@ -53,6 +55,7 @@ class Stream:
         self.finish_reason: FinishReason | None = None
         self.cached_tokens = 0
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+        self.embedding: bytes | None = None
 
     def add(self, output: TokenOutput) -> None:
         assert self.finish_reason is None, "a token after the end"
@@ -64,6 +67,7 @@ class Stream:
             self.prompt_logprobs = output.prompt_logprobs
         self.cached_tokens = output.cached_tokens
         self.finish_reason = output.finish_reason
+        self.embedding = output.embedding
 
 
 def run(

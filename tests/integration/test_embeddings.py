@@ -1,0 +1,176 @@
+"""Embeddings against `transformers`' own hidden states, whatever the batch, the chunking, the cache or the
+preemptions.
+
+    pytest tests/integration/test_embeddings.py
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engine.embedding import Pooling, PoolingKind
+from engine.errors import ContextTooLong, InvalidRequest
+from engine.types import FinishReason, SamplingParams
+from tests.helpers.checkpoints import ALL_CONFIGS, make_checkpoint, reference_generate, reference_hidden
+from tests.helpers.engines import Stream, make_core, run
+
+PROMPTS = {
+    "one-token": [7],
+    "short": [5, 17, 3],
+    "one-block": list(range(10, 26)),
+    "long": [(7 * i + 3) % 90 + 5 for i in range(45)],
+}
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+Vector = NDArray[np.float64]
+
+
+def asks(kind: PoolingKind = PoolingKind.LAST, dimensions: int | None = None) -> SamplingParams:
+    return SamplingParams(max_tokens=0, pooling=Pooling(kind, dimensions))
+
+
+@functools.cache
+def expected(path: Path, name: str, kind: PoolingKind, dimensions: int | None = None) -> Vector:
+    hidden_TE = reference_hidden(path, PROMPTS[name]).double().numpy()
+    pooled = {
+        PoolingKind.LAST: hidden_TE[-1],
+        PoolingKind.MEAN: hidden_TE.mean(0),
+        PoolingKind.CLS: hidden_TE[0],
+    }
+    vector: Vector = pooled[kind][:dimensions]
+    return vector / np.linalg.norm(vector)
+
+
+def assert_same(stream: Stream, vector: Vector) -> None:
+    assert stream.finish_reason is FinishReason.STOP and stream.token_ids == []
+    assert stream.embedding is not None
+    found = np.frombuffer(stream.embedding, "<f4")
+    assert found.shape == vector.shape
+    np.testing.assert_allclose(found, vector, atol=2e-5)
+    assert abs(float(np.linalg.norm(found.astype(np.float64))) - 1) < 1e-6
+
+
+@pytest.fixture(params=ALL_CONFIGS, ids=lambda config: config.id)
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = request.param
+    return make_checkpoint(tmp_path_factory.mktemp("model"), config.family, **config.overrides)
+
+
+@pytest.fixture
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"), "llama")
+
+
+@pytest.mark.parametrize("kind", PoolingKind)
+def test_every_family_and_pooling_alone_and_in_a_mixed_batch(path: Path, kind: PoolingKind) -> None:
+    core = make_core(path)
+    for name, prompt in PROMPTS.items():
+        assert_same(run(core, [(name, prompt, asks(kind))])[name, 0], expected(path, name, kind))
+    mixed = [
+        ("text", PROMPTS["long"], GREEDY),
+        *((name, prompt, asks(kind)) for name, prompt in PROMPTS.items()),
+        ("sampled", [9] * 20, SamplingParams(seed=3, max_tokens=9, ignore_eos=True)),
+    ]
+    streams = run(make_core(path), mixed)
+    for name in PROMPTS:
+        assert_same(streams[name, 0], expected(path, name, kind))
+    assert streams["text", 0].token_ids == reference_generate(path, PROMPTS["long"], 24)[0]
+
+
+@pytest.mark.parametrize("kind", PoolingKind)
+@pytest.mark.parametrize("steps_ahead", [1, 2])
+def test_in_chunks_beside_decodes(llama: Path, kind: PoolingKind, steps_ahead: int) -> None:
+    core = make_core(llama, max_num_batched_tokens=7, max_num_seqs=5, steps_ahead=steps_ahead)
+    streams = run(
+        core,
+        [
+            ("text", [5, 6, 7], GREEDY),
+            *((name, prompt, asks(kind)) for name, prompt in PROMPTS.items()),
+            *((f"{name}-again", prompt, asks(kind)) for name, prompt in PROMPTS.items()),
+        ],
+    )
+    for name in PROMPTS:
+        assert_same(streams[name, 0], expected(llama, name, kind))
+        assert_same(streams[f"{name}-again", 0], expected(llama, name, kind))
+    core.check()
+
+
+@pytest.mark.parametrize("kind", PoolingKind)
+@pytest.mark.parametrize("dimensions", [1, 17, 64])
+def test_dimensions_are_cut_and_scaled_again(llama: Path, kind: PoolingKind, dimensions: int) -> None:
+    streams = run(make_core(llama), [("cut", PROMPTS["long"], asks(kind, dimensions))])
+    assert_same(streams["cut", 0], expected(llama, "long", kind, dimensions))
+
+
+@pytest.mark.parametrize(("kind", "reused"), [("last", 32), ("mean", 0), ("cls", 0)])
+@pytest.mark.parametrize("first", ["embedding", "text"])
+def test_after_a_prefix_was_computed_by_another(llama: Path, kind: str, reused: int, first: str) -> None:
+    """Last-token pooling reuses all blocks but the last token's; the others need every token."""
+    core, wanted = make_core(llama), PoolingKind(kind)
+    run(core, [("first", PROMPTS["long"], asks() if first == "embedding" else GREEDY)])
+    again = run(core, [("again", PROMPTS["long"], asks(wanted))])["again", 0]
+    assert again.cached_tokens == reused
+    assert_same(again, expected(llama, "long", wanted))
+
+
+def test_an_embedding_leaves_its_blocks_to_text(llama: Path) -> None:
+    core = make_core(llama)
+    run(core, [("vector", PROMPTS["long"], asks(PoolingKind.MEAN))])
+    text = run(core, [("text", PROMPTS["long"], GREEDY)])["text", 0]
+    assert text.cached_tokens == 32
+    assert text.token_ids == reference_generate(llama, PROMPTS["long"], 24)[0]
+
+
+@pytest.mark.parametrize("kind", PoolingKind)
+@pytest.mark.parametrize("steps_ahead", [1, 2])
+def test_after_preemption(llama: Path, kind: PoolingKind, steps_ahead: int) -> None:
+    """A text that grows takes the blocks of the younger one, in the middle of its prompt."""
+    core = make_core(llama, num_blocks=5, max_num_batched_tokens=3, max_num_seqs=2, steps_ahead=steps_ahead)
+    core.add("text", PROMPTS["short"], SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True))
+    streams = {"text": Stream(), "vector": Stream()}
+    for step in range(200):
+        if step == 10:
+            core.add("vector", PROMPTS["long"], asks(kind))
+        for output in core.step():
+            streams[output.request_id].add(output)
+    assert not core.has_work
+    assert core.snapshot().preemptions and core.snapshot().recomputed_tokens
+    assert_same(streams["vector"], expected(llama, "long", kind))
+    assert streams["text"].token_ids == reference_generate(llama, PROMPTS["short"], 40)[0]
+
+
+def test_out_of_range_dimensions_and_prompts_are_refused(llama: Path) -> None:
+    core = make_core(llama, max_model_len=40)
+    for dimensions in (-1, 0, 65):
+        with pytest.raises(InvalidRequest, match=r"dimensions must be in \[1, 64\]") as refused:
+            core.add("r", [5, 6], asks(dimensions=dimensions))
+        assert refused.value.param == "dimensions"
+    with pytest.raises(InvalidRequest, match="empty"):
+        core.add("r", [], asks())
+    with pytest.raises(ContextTooLong):
+        core.add("r", [5] * 41, asks())
+    assert not core.has_work
+    vector = run(core, [("r", [5] * 40, asks())])["r", 0]  # the whole context: nothing is generated
+    assert vector.finish_reason is FinishReason.STOP
+
+
+def test_an_embedding_comes_alone() -> None:
+    for more in ({"n": 2}, {"max_tokens": 1}, {"logprobs": 0}, {"prompt_logprobs": 0}):
+        with pytest.raises(InvalidRequest, match="comes alone"):
+            SamplingParams(**{"max_tokens": 0, "pooling": Pooling(), **more})
+
+
+def test_aborting_gives_everything_back(llama: Path) -> None:
+    core = make_core(llama, max_num_batched_tokens=8)
+    core.add("r", PROMPTS["long"], asks(PoolingKind.MEAN))
+    core.step()
+    core.abort("r")
+    outputs = [output for _ in range(3) for output in core.step()]
+    assert [(o.finish_reason, o.embedding) for o in outputs] == [(FinishReason.ABORT, None)]
+    core.check()
+    again = run(core, [("again", PROMPTS["short"], asks(PoolingKind.MEAN))])["again", 0]
+    assert_same(again, expected(llama, "short", PoolingKind.MEAN))
