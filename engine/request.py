@@ -103,8 +103,8 @@ class Request:
         "account", "admitted_s", "arrival_s", "block_ids", "block_keys", "cached_tokens", "compute_limit",
         "computed", "confirmed", "copy_source", "embedding", "explain", "first_token_s", "followers",
         "in_flight", "index", "lost_tokens", "matcher", "max_output", "num_published", "number", "order",
-        "params", "preemptions", "prompt_len", "prompt_logprobs", "report", "request_id", "row", "scope", "seed",
-        "started", "status", "stop_ids", "token_ids",
+        "params", "preemptions", "prompt_len", "prompt_logprobs", "report", "request_id", "row", "scope",
+        "seed", "started", "status", "stop_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(

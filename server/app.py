@@ -26,7 +26,18 @@ from server.middleware.limits import Limits
 from server.middleware.phase import PhaseGate
 from server.middleware.request_log import RequestLog
 from server.prompts import Template, Tokenizer
-from server.routes import cache, chat, completions, messages, models, operations, responses, tokens, ui
+from server.routes import (
+    cache,
+    chat,
+    completions,
+    embeddings,
+    messages,
+    models,
+    operations,
+    responses,
+    tokens,
+    ui,
+)
 from server.service import Service
 from server.settings import ServerSettings
 from server.trail import Tracer
@@ -65,7 +76,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.service = service
-    for routes in (chat, completions, responses, messages, models, operations, tokens):
+    for routes in (chat, completions, responses, messages, embeddings, models, operations, tokens):
         app.include_router(routes.router(service))
     for router in cache.routers(service):
         app.include_router(router)

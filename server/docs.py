@@ -20,6 +20,7 @@ from server.outcomes import REF, STREAMS, describe_outcomes
 from server.schema.cache import ProbeRequest
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
+from server.schema.embeddings import EmbeddingRequest
 from server.schema.errors import AnthropicErrorReply, ErrorReply
 from server.schema.messages import CountTokensRequest, MessagesRequest
 from server.schema.responses import ResponsesRequest
@@ -27,7 +28,7 @@ from server.schema.tokens import DetokenizeRequest, TokenizeRequest
 
 _BODIES: tuple[type[BaseModel], ...] = (
     *(ChatRequest, CompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest, ProbeRequest),
-    *(TokenizeRequest, DetokenizeRequest, ErrorReply, AnthropicErrorReply),
+    *(EmbeddingRequest, TokenizeRequest, DetokenizeRequest, ErrorReply, AnthropicErrorReply),
 )
 _EXAMPLES = {
     "/v1/chat/completions": '{"messages": [{"role": "user", "content": "Hello!"}]}',
@@ -35,6 +36,7 @@ _EXAMPLES = {
     "/v1/responses": '{"input": "Hello!"}',
     "/v1/messages": '{"max_tokens": 64, "messages": [{"role": "user", "content": "Hello!"}]}',
     "/v1/messages/count_tokens": '{"messages": [{"role": "user", "content": "Hello!"}]}',
+    "/v1/embeddings": '{"input": ["Hello!", "Good evening."]}',
     "/tokenize": '{"prompt": "Hello!", "return_token_strs": true}',
     "/detokenize": '{"tokens": [72, 101]}',
     "/v1/cache/probe": '{"messages": [{"role": "user", "content": "Hello!"}]}',

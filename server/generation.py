@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 
 from engine.client import EngineClient
-from engine.errors import RequestFailed
+from engine.errors import Overloaded, RequestFailed
 from engine.types import FinishReason, SamplingParams, TokenEvent
 from engine.views import CacheReport, CacheScope
 from server.metrics import RequestMetrics
@@ -20,6 +20,9 @@ from server.prompts import Prompt
 from server.trail import Timeline
 
 logger = logging.getLogger("quire")
+
+# Prompts of one request that are in the engine at once: a long list leaves room for others.
+MAX_IN_FLIGHT = 128
 
 
 class Generation:
@@ -59,24 +62,34 @@ class Generation:
         self._record = record
         self._engine_ids = [f"{request_id}-{position}" for position in range(len(prompts))]
         self._streams: list[AsyncIterator[TokenEvent]] = []
+        self._lanes = 0
 
     def submit(self) -> None:
-        """Queues every prompt, or none.
+        """Queues every prompt, or none. Of a long list the others follow as the first ones end.
 
         Raises:
             RequestError, Overloaded, Draining, EngineDead: as the engine says.
         """
         self.timeline.submitted()
         try:
-            for engine_id, prompt in zip(self._engine_ids, self.prompts, strict=True):
-                stream = self._client.submit(
-                    engine_id, prompt.ids, self.params, self._scope, explain=self.explains
-                )
-                self._streams.append(stream)
+            for _ in self.prompts[: self._most_at_once()]:
+                self._submit_next()
         except BaseException:
             self._release()
             raise
         self._record.admitted()
+
+    def _most_at_once(self) -> int:
+        """As many prompts as the queue has places for, when it is empty, up to MAX_IN_FLIGHT."""
+        info = self._client.info
+        return max(1, min(MAX_IN_FLIGHT, (info.max_num_seqs + info.max_queued_requests) // self.params.n))
+
+    def _submit_next(self) -> None:
+        position = len(self._streams)
+        ids, engine_id = self.prompts[position].ids, self._engine_ids[position]
+        self._streams.append(
+            self._client.submit(engine_id, ids, self.params, self._scope, explain=self.explains)
+        )
 
     def abort(self) -> None:
         """Ends what is left; the event stream then ends."""
@@ -129,7 +142,9 @@ class Generation:
                     self._note(0, event)
                     yield event.index, event
             else:
-                async for position, event in _merged(self._streams):
+                lanes = [self._lane(position) for position in range(len(self._streams))]
+                self._lanes = len(lanes)
+                async for position, event in _merged(lanes):
                     self._note(position, event)
                     yield position * self.params.n + event.index, event
         except BaseException as exc:
@@ -138,6 +153,25 @@ class Generation:
             self._record.failed(exc)
             raise
         self._record.ended("aborted" if self.aborted else "ok")
+
+    async def _lane(self, position: int) -> AsyncIterator[tuple[int, TokenEvent]]:
+        """(position, event) of one prompt, and then of those that nobody has submitted yet.
+
+        Where the queue has no room for another, the lane ends, unless it is the last.
+        """
+        while True:
+            async for event in self._streams[position]:
+                yield position, event
+            position = len(self._streams)
+            if self.aborted or position == len(self.prompts):
+                return
+            try:
+                self._submit_next()
+            except Overloaded:
+                if self._lanes == 1:
+                    raise
+                self._lanes -= 1
+                return
 
     def _note(self, position: int, event: TokenEvent) -> None:
         tokens = len(event.token_ids)
@@ -156,29 +190,31 @@ class Generation:
             raise RequestFailed("This request was cut off inside the engine.")
 
 
-async def _merged(streams: Sequence[AsyncIterator[TokenEvent]]) -> AsyncIterator[tuple[int, TokenEvent]]:
-    """Events of several streams as they come. The first error ends all."""
-    queue: asyncio.Queue[tuple[int, TokenEvent | BaseException | None]] = asyncio.Queue(64)
+async def _merged(
+    lanes: Sequence[AsyncIterator[tuple[int, TokenEvent]]],
+) -> AsyncIterator[tuple[int, TokenEvent]]:
+    """Events of several lanes as they come. The first error ends all."""
+    queue: asyncio.Queue[tuple[int, TokenEvent] | BaseException | None] = asyncio.Queue(64)
 
-    async def pump(position: int) -> None:
+    async def pump(lane: AsyncIterator[tuple[int, TokenEvent]]) -> None:
         try:
-            async for event in streams[position]:
-                await queue.put((position, event))
-            await queue.put((position, None))
+            async for item in lane:
+                await queue.put(item)
+            await queue.put(None)
         except Exception as exc:
-            await queue.put((position, exc))
+            await queue.put(exc)
 
-    tasks = [asyncio.create_task(pump(position)) for position in range(len(streams))]
+    tasks = [asyncio.create_task(pump(lane)) for lane in lanes]
     try:
-        open_streams = len(streams)
-        while open_streams:
-            position, item = await queue.get()
+        open_lanes = len(lanes)
+        while open_lanes:
+            item = await queue.get()
             if item is None:
-                open_streams -= 1
+                open_lanes -= 1
             elif isinstance(item, BaseException):
                 raise item
             else:
-                yield position, item
+                yield item
     finally:
         for task in tasks:
             task.cancel()

@@ -89,16 +89,14 @@ class Prompts:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def from_text(self, text: str, add_special_tokens: bool, context_tokens: int) -> Prompt:
-        """Tokenises one text.
+    def from_text(self, text: str, add_special_tokens: bool, context_tokens: int) -> Prompt:
+        """Tokenises one text, which takes its time: see `run`.
 
         Raises:
             ContextTooLong: it cannot fit, said before any work is done.
         """
         _check_length(len(text), context_tokens)
-        ids = await self.run(
-            len(text), lambda: token_array(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
-        )
+        ids = token_array(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
         return Prompt(_not_empty(ids, "prompt"), text)
 
     def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:

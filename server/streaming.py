@@ -12,15 +12,17 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import EngineDead, QuireError
+from engine.types import TokenEvent
 from server.errors import ApiError, to_api_error
 from server.generation import Generation
-from server.render import Choice, Frames
+from server.render import Frames
 from server.service import Phase, Service
 
 logger = logging.getLogger("quire")
@@ -108,10 +110,16 @@ class EventStream(Response):
                 return
 
 
+class TakesEvents(Protocol):
+    """What a choice's events are collected in."""
+
+    def add(self, event: TokenEvent) -> None: ...
+
+
 async def collect(
-    service: Service, generation: Generation, receive: Receive, choices: Sequence[Choice]
+    service: Service, generation: Generation, receive: Receive, choices: Sequence[TakesEvents]
 ) -> None:
-    """Waits for a whole generation, into one Choice for each of its choices.
+    """Waits for a whole generation; each of its choices' events are taken by one of `choices`.
 
     Raises:
         ClientDisconnect: the caller went away; nothing is left running.

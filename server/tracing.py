@@ -218,6 +218,9 @@ def _generation_attributes(trail: Trail, generation: Generation, model: str) -> 
 
 
 def _params_attributes(params: SamplingParams) -> dict[str, Attribute]:
+    if params.pooling is not None:
+        dimensions = params.pooling.dimensions
+        return {} if dimensions is None else {"gen_ai.embeddings.dimension.count": dimensions}
     found: dict[str, Attribute] = {
         "gen_ai.request.temperature": params.temperature,
         "gen_ai.request.top_p": params.top_p,

@@ -16,7 +16,7 @@ from engine.errors import ContextTooLong, Draining, EngineDead, NeverFits, Overl
 from engine.stats import SECONDS, Histogram
 from server.errors import ApiError
 
-APIS = ("chat", "completions", "responses", "messages")
+APIS = ("chat", "completions", "responses", "messages", "embeddings")
 OUTCOMES = ("ok", "client_error", "aborted", "error", "shed")
 REFUSALS = ("queue_full", "too_long", "never_fits", "draining", "loading", "engine_down", "invalid")
 

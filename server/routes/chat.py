@@ -18,8 +18,9 @@ from server.parsing.parser import OutputParser
 from server.prompts import Prompt
 from server.render import ChatChunks, Choice, Frames, Head, reply
 from server.render_parsed import ParsedChoice, ParsedChunks
+from server.routes.api import Reports
 from server.routes.common import conversation, kept_tokens
-from server.routes.generate import Api, Reports
+from server.routes.generate import GenerationApi
 from server.schema.chat import ChatRequest
 from server.schema.common import to_sampling_params
 from server.schema.replies import ChatReply
@@ -27,7 +28,7 @@ from server.service import Service
 from server.tools import TAIL_TOKENS, call_options, grammar
 
 
-class ChatApi(Api[ChatRequest]):
+class ChatApi(GenerationApi[ChatRequest]):
     name = "chat"
     id_prefix = "chatcmpl-"
     schema = ChatRequest

@@ -109,19 +109,22 @@ async def plain(
 ) -> list[Prompt]:
     """Texts and lists of ids. `most`: keep the last so many tokens of each."""
     info, special = service.info, add_special_tokens is not False
-    return [
-        (await service.prompts.from_text(prompt, special, info.max_model_len)).shortened(most)
-        if isinstance(prompt, str)
-        else service.prompts.from_ids(prompt[-most:] if most else prompt, info.vocab_size, info.max_model_len)
-        for prompt in prompts
-    ]
+
+    def make(prompt: str | list[int]) -> Prompt:
+        if isinstance(prompt, str):
+            return service.prompts.from_text(prompt, special, info.max_model_len).shortened(most)
+        ids = prompt[-most:] if most else prompt
+        return service.prompts.from_ids(ids, info.vocab_size, info.max_model_len)
+
+    chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+    return await service.prompts.run(chars, lambda: [make(prompt) for prompt in prompts])
 
 
 def kept_tokens(service: Service, asked: int | None, max_tokens: int | None) -> int | None:
     """How many of a prompt's last tokens are kept: `truncate_prompt_tokens`, settled; None: all.
 
     Args:
-        asked: -1 is what leaves room for `max_tokens`.
+        asked: -1 is what leaves room for `max_tokens`, and for one token where they are left open.
 
     Raises:
         ApiError: 400, more than the context.
@@ -132,7 +135,7 @@ def kept_tokens(service: Service, asked: int | None, max_tokens: int | None) -> 
             f"truncate_prompt_tokens: {asked} is more than this model's context of {context}.",
             "truncate_prompt_tokens",
         )
-    return max(1, context - (max_tokens or 1)) if asked == -1 else asked
+    return max(1, context - (1 if max_tokens is None else max_tokens)) if asked == -1 else asked
 
 
 def explainer(service: Service) -> Explainer:

@@ -15,15 +15,16 @@ from server.generation import Generation
 from server.logprobs import prompt_entries
 from server.prompts import Prompt
 from server.render import Choice, Chunks, CompletionChunks, Echo, Head, reply
+from server.routes.api import Reports
 from server.routes.common import kept_tokens, plain
-from server.routes.generate import Api, Reports
+from server.routes.generate import GenerationApi
 from server.schema.common import to_sampling_params
 from server.schema.completions import CompletionRequest
 from server.schema.replies import CompletionReply
 from server.service import Service
 
 
-class CompletionApi(Api[CompletionRequest]):
+class CompletionApi(GenerationApi[CompletionRequest]):
     name = "completions"
     id_prefix = "cmpl-"
     schema = CompletionRequest

@@ -15,8 +15,8 @@ from server.generation import Generation
 from server.render import Choice, Frames, Head, encode
 from server.render_messages import MessageStream, reply
 from server.render_pieces import PiecesChoice
+from server.routes.api import Reports
 from server.routes.common import check_model, conversation, read_body, read_question
-from server.routes.generate import Reports
 from server.routes.translated import TranslatedApi
 from server.schema.chat import ChatRequest
 from server.schema.common import parse

@@ -21,8 +21,8 @@ from server.render_pieces import PiecesChoice
 from server.render_responses import ResponseStream, Sheet, whole
 from server.response_items import Fields, from_input
 from server.response_store import ResponseStore, Stored
+from server.routes.api import Reports
 from server.routes.common import read_body
-from server.routes.generate import Reports
 from server.routes.translated import TranslatedApi
 from server.schema.chat import ChatRequest
 from server.schema.common import parse

@@ -193,7 +193,44 @@ class StreamOptions(WireModel):
     include_obfuscation: bool | None = Field(None, description="Taken and ignored: chunks are never padded.")
 
 
-class GenerationRequest(WireModel):
+class EngineRequest(WireModel):
+    """The fields of everything that runs prompts in the engine."""
+
+    ignored: ClassVar = frozenset({"user"})
+
+    model: str | None = Field(None, description="A name from /v1/models; left out: the served model.")
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=INT32_MAX,
+        json_schema_extra={"not": {"const": 0}},
+        description="Keep the prompt's last so many tokens; -1: as many as fit.",
+    )
+    user: str | None = Field(None, description="Taken and ignored.")
+    priority: int | None = PRIORITY
+    cache_salt: CacheSalt = CACHE_SALT
+    explain_cache: bool | None = Field(
+        False, description="Say in `cache` what of the prompt was reused, and why not more."
+    )
+
+    @model_validator(mode="after")
+    def _keeps_something(self) -> EngineRequest:
+        if self.truncate_prompt_tokens == 0:
+            raise field_error("must be -1, or at least 1", "truncate_prompt_tokens")
+        return self
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream."""
+        return False
+
+    @property
+    def grammar_field(self) -> str:
+        """Which field a complaint about the grammar is about."""
+        return "grammar"
+
+
+class GenerationRequest(EngineRequest):
     """The fields both APIs have. Names are those of SamplingParams wherever they mean the same."""
 
     refused: ClassVar = {
@@ -208,9 +245,6 @@ class GenerationRequest(WireModel):
         "chat_template": (),
         "kv_transfer_params": (),
     }
-    ignored: ClassVar = frozenset({"user"})
-
-    model: str | None = Field(None, description="A name from /v1/models; left out: the served model.")
     n: int | None = Field(
         1, ge=1, le=MAX_CHOICES, description="Choices per prompt; the prompt is computed once."
     )
@@ -252,13 +286,6 @@ class GenerationRequest(WireModel):
     ignore_eos: bool | None = Field(False, description="Do not end at the model's end-of-turn tokens.")
     include_stop_str_in_output: bool | None = False
     skip_special_tokens: bool | None = True
-    truncate_prompt_tokens: int | None = Field(
-        None,
-        ge=-1,
-        le=INT32_MAX,
-        json_schema_extra={"not": {"const": 0}},
-        description="Keep the prompt's last so many tokens; -1: as many as fit.",
-    )
     prompt_logprobs: int | None = Field(
         None,
         ge=0,
@@ -268,25 +295,16 @@ class GenerationRequest(WireModel):
     return_token_ids: bool | None = Field(
         False, description="Also the ids: `prompt_token_ids`, and `token_ids` of each choice."
     )
-    user: str | None = Field(None, description="Taken and ignored.")
-    priority: int | None = PRIORITY
-    cache_salt: CacheSalt = CACHE_SALT
-    explain_cache: bool | None = Field(
-        False, description="Say in `cache` what of the prompt was reused, and why not more."
-    )
 
     @model_validator(mode="after")
     def _possible(self) -> GenerationRequest:
-        if self.truncate_prompt_tokens == 0:
-            raise field_error("must be -1, or at least 1", "truncate_prompt_tokens")
         if self.stream and self.prompt_logprobs is not None:
             raise field_error("cannot be had in a stream", "prompt_logprobs")
         return self
 
     @property
-    def grammar_field(self) -> str:
-        """Which field a complaint about the grammar is about."""
-        return "grammar"
+    def streams(self) -> bool:
+        return bool(self.stream)
 
     def wanted_grammar(self) -> Grammar | None:
         """What the text must be. Raises InvalidRequest, naming the field."""
@@ -301,6 +319,7 @@ class GenerationRequest(WireModel):
         return last, last and bool(self.stream_options.continuous_usage_stats)
 
 
+AskT = TypeVar("AskT", bound=EngineRequest)
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 WireT = TypeVar("WireT", bound=WireModel)
 

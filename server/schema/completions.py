@@ -20,16 +20,16 @@ MAX_PROMPTS = MAX_CHOICES
 Prompt = str | list[int]
 
 
-def parse_prompt(value: Any) -> Any:
-    """Any of the four forms -> a tuple of texts and id lists. One prompt is a tuple of one."""
+def parse_prompt(value: Any, most: int = MAX_PROMPTS) -> Any:
+    """Any of the four forms -> a tuple of up to `most` texts and id lists. One prompt is a tuple of one."""
     if isinstance(value, str) or (isinstance(value, list) and value and type(value[0]) is int):
         prompts: list[Any] = [value]
     elif isinstance(value, list) and value:
         prompts = value
     else:
         raise field_error("must be a text, a list of token ids, or a non-empty list of either")
-    if len(prompts) > MAX_PROMPTS:
-        raise field_error(f"has {len(prompts)} prompts; at most {MAX_PROMPTS}")
+    if len(prompts) > most:
+        raise field_error(f"has {len(prompts)} texts; at most {most}")
     for prompt in prompts:
         _check_prompt(prompt)
     return tuple(prompts)
@@ -47,14 +47,19 @@ def _check_prompt(prompt: Any) -> None:
 _IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 _TEXT = {"type": "string", "minLength": 1}
 
-PROMPT_FORMS: tuple[dict[str, Any], ...] = (
-    _TEXT,
-    _IDS,
-    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": {"anyOf": [_TEXT, _IDS]}},
-)
+
+def prompt_forms(most: int) -> tuple[dict[str, Any], ...]:
+    """The forms, for the API's description."""
+    several = {"type": "array", "minItems": 1, "maxItems": most}
+    return _TEXT, _IDS, {**several, "items": {"anyOf": [_TEXT, _IDS]}}
+
+
+PROMPT_FORMS = prompt_forms(MAX_PROMPTS)
 
 Prompts = Annotated[
-    tuple[Any, ...], BeforeValidator(parse_prompt), WithJsonSchema({"anyOf": list(PROMPT_FORMS)})
+    tuple[Any, ...],
+    BeforeValidator(lambda value: parse_prompt(value)),
+    WithJsonSchema({"anyOf": list(PROMPT_FORMS)}),
 ]
 
 

@@ -36,4 +36,9 @@ REASONS: Mapping[str, str] = {
     "top_logprobs": "use /v1/chat/completions",
     "mcp_servers": "the server calls no others",
     "container": "the server runs no code",
+    "messages": "put the text into input",
+    "normalize": "vectors have length 1",
+    "use_activation": "vectors have length 1",
+    "embed_dtype": "values are 32-bit floats",
+    "endianness": "base64 has the least byte first",
 }

@@ -23,6 +23,8 @@ ROOTS = (
     "CreateChatCompletionStreamResponse",
     "CreateCompletionRequest",
     "CreateCompletionResponse",
+    "CreateEmbeddingRequest",
+    "CreateEmbeddingResponse",
     "ListModelsResponse",
     "Model",
     "ErrorResponse",
@@ -122,7 +124,10 @@ def _as_sent(schemas: dict[str, Any]) -> None:
 
     In completions, chunks before the last have a null finish_reason and, with include_usage, a null usage,
     as chat chunks do; the first token of an echoed prompt has a null log probability and null alternatives.
+    In base64 an embedding is text.
     """
+    vector = schemas["Embedding"]["properties"]
+    vector["embedding"] = {"anyOf": [vector["embedding"], {"type": "string"}]}
     reply = schemas["CreateCompletionResponse"]["properties"]
     reply["usage"] = {"anyOf": [reply["usage"], {"type": "null"}]}
     choice = reply["choices"]["items"]["properties"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import Iterator
 
 import openai
 import pytest
 
 from server.settings import ServerSettings
+from tests.helpers.fake_client import embedding_of
 from tests.helpers.http import HELLO, Live, live
 
 
@@ -66,6 +69,26 @@ def test_completions(client: openai.OpenAI) -> None:
     assert [choice.text for choice in reply.choices] == ["aHell", "bHell"]
     stream = client.completions.create(model="quire-demo", prompt="a", max_tokens=4, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == "Hell"
+
+
+def test_embeddings(client: openai.OpenAI) -> None:
+    """The client asks for base64 where its caller does not say."""
+    inputs = ["hello", "wörld"]
+    expected = [embedding_of(list(text.encode())) for text in inputs]
+    for more in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
+        reply = client.embeddings.create(model="quire-demo", input=inputs, **more)
+        assert [entry.index for entry in reply.data] == [0, 1]
+        for entry, vector in zip(reply.data, expected, strict=True):
+            value = entry.embedding
+            if isinstance(value, str):
+                value = list(struct.unpack("<16f", base64.b64decode(value)))
+            assert value == pytest.approx(vector, abs=1e-7)
+        assert (reply.usage.prompt_tokens, reply.usage.total_tokens) == (11, 11)
+    short = client.embeddings.create(model="quire-demo", input=[72, 105], dimensions=4)
+    assert short.data[0].embedding == pytest.approx(embedding_of([72, 105], 4), abs=1e-7)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model="quire-demo", input="hello", dimensions=17)
+    assert refused.value.param == "dimensions"
 
 
 def test_the_pattern_of_lm_eval(client: openai.OpenAI) -> None:

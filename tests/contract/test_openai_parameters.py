@@ -7,15 +7,26 @@ from typing import Any
 
 import pytest
 
+from engine.embedding import Pooling
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
+from server.schema.embeddings import EmbeddingRequest
 from tests.contract.openai_schema import request_fields
-from tests.helpers.http import CHAT, COMPLETIONS, HELLO, in_process
+from tests.helpers.http import CHAT, COMPLETIONS, EMBEDDINGS, HELLO, in_process
 
 pytestmark = pytest.mark.anyio
 
-SCHEMAS = {CHAT: "CreateChatCompletionRequest", COMPLETIONS: "CreateCompletionRequest"}
-MODELS: dict[str, Any] = {CHAT: ChatRequest, COMPLETIONS: CompletionRequest}
+SCHEMAS = {
+    CHAT: "CreateChatCompletionRequest",
+    COMPLETIONS: "CreateCompletionRequest",
+    EMBEDDINGS: "CreateEmbeddingRequest",
+}
+MODELS: dict[str, Any] = {CHAT: ChatRequest, COMPLETIONS: CompletionRequest, EMBEDDINGS: EmbeddingRequest}
+GOOD: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": HELLO},
+    COMPLETIONS: {"prompt": "hello"},
+    EMBEDDINGS: {"input": "hello"},
+}
 
 
 @pytest.fixture
@@ -101,6 +112,13 @@ ROWS: dict[str, dict[str, Fate]] = {
         "logprobs": Honoured(2, {"logprobs": 2}),
         "suffix": Refused("x", fine=""),
     },
+    EMBEDDINGS: {
+        "model": Honoured("quire-demo"),
+        "input": Honoured(["a", "b"]),
+        "encoding_format": Honoured("base64"),
+        "dimensions": Honoured(3, {"pooling": Pooling(dimensions=3)}),
+        "user": Ignored("somebody"),
+    },
 }
 CASES = [pytest.param(path, name, id=f"{path}-{name}") for path, rows in ROWS.items() for name in rows]
 
@@ -113,7 +131,7 @@ def test_there_is_a_row_for_every_parameter(path: str) -> None:
 @pytest.mark.parametrize(("path", "name"), CASES)
 async def test_parameter(path: str, name: str) -> None:
     fate, model = ROWS[path][name], MODELS[path]
-    good = {"messages": HELLO} if path == CHAT else {"prompt": "hello"}
+    good = GOOD[path]
     async with in_process() as (http, client):
         await http.post(path, json=good)
         beside = fate.beside if isinstance(fate, Honoured) else {}

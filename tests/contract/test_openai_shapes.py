@@ -14,7 +14,16 @@ from server.schema.completions import CompletionRequest
 from tests.contract import openai_schema
 from tests.contract.openai_schema import check
 from tests.helpers.fake_client import FakeClient
-from tests.helpers.http import CHAT, COMPLETIONS, HELLO, chat_text, completion_text, frames, in_process
+from tests.helpers.http import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    HELLO,
+    chat_text,
+    completion_text,
+    frames,
+    in_process,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +49,13 @@ COMPLETION_VARIANTS: list[dict[str, Any]] = [
     {"max_tokens": 0, "echo": True, "logprobs": 0},
     {"logprobs": 3, "stop": "llo"},
     {"echo": True, "n": 2, "stream_options": {"include_usage": True}},
+]
+EMBEDDING_VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"input": ["one", "two"], "encoding_format": "float"},
+    {"input": [72, 101], "encoding_format": "base64"},
+    {"input": [[72, 101], [73]], "dimensions": 2, "user": "u"},
+    {"explain_cache": True, "cache_salt": "s"},
 ]
 
 
@@ -114,6 +130,17 @@ async def test_the_first_chunk_of_each_choice_has_the_role() -> None:
         assert deltas[0]["role"] == "assistant"
         assert not any("role" in delta for delta in deltas[1:])
         assert deltas[-1] == {}
+
+
+@pytest.mark.parametrize("extra", EMBEDDING_VARIANTS, ids=json.dumps)
+async def test_embeddings(extra: dict[str, Any]) -> None:
+    body = {"model": "quire-demo", "input": "Once", **extra}
+    async with in_process() as (http, _):
+        reply = await http.post(EMBEDDINGS, json=body)
+    assert reply.status_code == 200
+    check("CreateEmbeddingResponse", reply.json())
+    if not {"explain_cache", "cache_salt"} & set(extra):
+        check("CreateEmbeddingRequest", body)
 
 
 async def test_models() -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import re
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from engine.embedding import EmbeddingFacts, Pooling
 from engine.errors import (
     ConfigError,
     ContextTooLong,
@@ -29,6 +32,7 @@ from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, Cac
 from tests.helpers.fake_pool import FakePool
 
 VOCAB_SIZE = 260
+EMBEDDING_SIZE = 16
 USER, ASSISTANT, SYSTEM, END = 256, 257, 258, 259
 CONTROL = {USER: "<|user|>", ASSISTANT: "<|assistant|>", SYSTEM: "<|system|>", END: "<|end|>"}
 ROLES = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM, "tool": USER}
@@ -52,6 +56,7 @@ INFO = EngineInfo(
     max_queued_requests=256,
     prefix_caching=True,
     largest_request_tokens=2048,
+    embeddings=EmbeddingFacts(EMBEDDING_SIZE),
     reasons=(("block_size", "16", "the fake's own"),),
 )
 
@@ -191,7 +196,7 @@ class FakeClient:
     ) -> CacheReport:
         number = self._numbers[request_id] = len(self.submitted)
         reports = [
-            self.pool.admit(number, index, prompt_ids, scope, params.prompt_logprobs is None)
+            self.pool.admit(number, index, prompt_ids, scope, _reads_prefix(params))
             for index in range(params.n)
         ]
         return self.report or reports[0]
@@ -201,7 +206,8 @@ class FakeClient:
             raise Draining("draining")
         if self.sickness is not None:
             raise EngineDead(self.sickness)
-        wanted = len(prompt_ids) + (params.max_tokens or 1)
+        self._info.embeddings.check(params.pooling)
+        wanted = len(prompt_ids) + (1 if params.max_tokens is None else params.max_tokens)
         if wanted > self._info.max_model_len:
             raise ContextTooLong(
                 f"The prompt has {len(prompt_ids)} tokens and max_tokens is {params.max_tokens}; together "
@@ -269,6 +275,9 @@ class FakeClient:
         self, prompt_ids: Sequence[int], params: SamplingParams, index: int, report: CacheReport
     ) -> Iterator[TokenEvent]:
         """The events of one choice, in order; the last has the finish reason."""
+        if params.pooling is not None:
+            yield _embedding(prompt_ids, params.pooling, report)
+            return
         text = self.script(prompt_ids, params, index)
         stop = next((found for found in params.stop if found in text), None)
         raw = text[: text.index(stop)].encode() if stop is not None else text.encode()
@@ -407,6 +416,27 @@ def _prompt_logprobs(
     if params.prompt_logprobs is None:
         return None
     return (None, *(_logprob(token_id, params, params.prompt_logprobs) for token_id in prompt_ids[1:]))
+
+
+def _reads_prefix(params: SamplingParams) -> bool:
+    pools_all = params.pooling is not None and params.pooling.needs_every_token
+    return params.prompt_logprobs is None and not pools_all
+
+
+def embedding_of(prompt_ids: Sequence[int], dimensions: int | None = None) -> list[float]:
+    """A vector of length 1 that depends on the prompt."""
+    digest = hashlib.sha256(repr(tuple(prompt_ids)).encode()).digest()
+    cut = [byte - 128 for byte in digest[: dimensions or EMBEDDING_SIZE]]
+    length = math.hypot(*cut)
+    return [value / length for value in cut]
+
+
+def _embedding(prompt_ids: Sequence[int], pooling: Pooling, report: CacheReport) -> TokenEvent:
+    vector = embedding_of(prompt_ids, pooling.dimensions)
+    data = struct.pack(f"<{len(vector)}f", *vector)
+    return TokenEvent(
+        0, "", (), finish_reason=FinishReason.STOP, cached_tokens=report.reused_tokens, embedding=data
+    )
 
 
 class BrokenClient(FakeClient):

@@ -1,0 +1,111 @@
+"""POST /v1/embeddings. Knows the shapes; the way through is api.py's, the vectors are the engine's."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.embedding import VALUE_BYTES, Pooling, values
+from engine.errors import QuireError
+from engine.types import SamplingParams, TokenEvent
+from server.docs import describe_body
+from server.errors import ApiError, to_api_error
+from server.generation import Generation
+from server.prompts import Prompt
+from server.render import encode
+from server.routes.api import Api, Reports
+from server.routes.common import kept_tokens, plain
+from server.schema.embeddings import EmbeddingReply, EmbeddingRequest
+from server.service import Service
+from server.streaming import collect
+from server.translate import renamed
+
+
+class Vector:
+    """The embedding of one input, once it has come."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def add(self, event: TokenEvent) -> None:
+        self.data = event.embedding or self.data
+
+
+class EmbeddingApi(Api[EmbeddingRequest]):
+    name = "embeddings"
+    id_prefix = "embd-"
+    schema = EmbeddingRequest
+
+    async def handle(self, http: Request) -> Response:
+        """What others call a prompt is an input here."""
+        try:
+            return await super().handle(http)
+        except QuireError as exc:
+            raise renamed(to_api_error(exc), {"prompt": "input"}) from exc
+        except ApiError as exc:
+            raise renamed(exc, {"prompt": "input"}) from None
+
+    async def prompts(self, request: EmbeddingRequest, explain: bool) -> Sequence[Prompt]:
+        most = kept_tokens(self.service, request.truncate_prompt_tokens, 0)
+        return await plain(self.service, request.input, request.add_special_tokens, most)
+
+    def params(self, request: EmbeddingRequest) -> SamplingParams:
+        pooling = Pooling(self.service.info.embeddings.kind, request.dimensions)
+        self.service.info.embeddings.check(pooling)  # before anything is tokenised
+        return SamplingParams(max_tokens=0, pooling=pooling, priority=request.priority or 0)
+
+    async def answer(
+        self, request: EmbeddingRequest, generation: Generation, http: Request, headers: dict[str, str]
+    ) -> Response:
+        vectors = [Vector() for _ in generation.prompts]
+        await collect(self.service, generation, http.receive, vectors)
+        data, in_base64 = [vector.data for vector in vectors], request.encoding_format == "base64"
+        work = sum(map(len, data)) // VALUE_BYTES
+        written = await self.service.prompts.run(work, lambda: [_written(raw, in_base64) for raw in data])
+        return Response(self._reply(generation, written), 200, headers, "application/json")
+
+    def _reply(self, generation: Generation, written: Sequence[msgspec.Raw]) -> bytes:
+        fields: dict[str, Any] = {
+            "id": generation.id,
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": value}
+                for index, value in enumerate(written)
+            ],
+            "model": self.service.model_name,
+            "usage": {
+                "prompt_tokens": generation.prompt_tokens,
+                "total_tokens": generation.prompt_tokens,
+                "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
+            },
+        }
+        cache: Reports | None = self.reports(generation)
+        return encode(fields if cache is None else {**fields, "cache": cache})
+
+
+def _written(data: bytes, in_base64: bool) -> msgspec.Raw:
+    """One vector as JSON. One at a time, so that no thread holds the others up for long."""
+    return msgspec.Raw(b'"' + base64.b64encode(data) + b'"' if in_base64 else encode(values(data)))
+
+
+def router(service: Service) -> APIRouter:
+    api = EmbeddingApi(service)
+    routes = APIRouter(tags=["embeddings"])
+
+    @routes.post(
+        "/v1/embeddings",
+        response_model=EmbeddingReply,
+        summary="Turn texts into vectors",
+        openapi_extra=describe_body(EmbeddingRequest),
+    )
+    async def embeddings(request: Request) -> Response:
+        """One vector of length 1 for each input."""
+        return await api.handle(request)
+
+    return routes
