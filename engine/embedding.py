@@ -12,6 +12,7 @@ from enum import StrEnum, unique
 from engine.errors import InvalidRequest
 
 VALUE_BYTES = 4
+VALUE_DTYPE = "<f4"  # as numpy calls it
 
 
 @unique

@@ -11,21 +11,24 @@ print(output.choices[0].text)
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine import builtin, hub
 from engine.build import build
 from engine.config import EngineOptions
+from engine.embedding import VALUE_DTYPE, Pooling
 from engine.errors import InvalidRequest, RequestFailed
 from engine.text.chat import ChatTemplate
 from engine.text.choice import Choice
 from engine.text.files import read_text_files, sampling_defaults
 from engine.text.tokenizer import Tokenizer
-from engine.types import FinishReason, SamplingParams, TokenLogprob, TokenOutput
+from engine.types import FinishReason, SamplingParams, TokenEvent, TokenLogprob, TokenOutput
 
 Prompt = str | Sequence[int]
 
@@ -54,6 +57,20 @@ class RequestOutput:
     cached_tokens: int
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None
     choices: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """What became of one prompt.
+
+    Attributes:
+        cached_tokens: prompt tokens whose keys and values were found in the prefix cache.
+        embedding: fp32, of length 1: the dot product of two is their cosine.
+    """
+
+    prompt_ids: tuple[int, ...]
+    cached_tokens: int
+    embedding: NDArray[np.float32]
 
 
 class LLM:
@@ -101,14 +118,40 @@ class LLM:
             params = [params or self._default_params] * len(batch)
         if len(params) != len(batch):
             raise InvalidRequest(f"{len(batch)} prompts, but {len(params)} sampling parameters.", "params")
-        encoded = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in batch]
+        return [job.result() for job in self._do(batch, params, progress)]
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        dimensions: int | None = None,
+        progress: bool = False,
+    ) -> list[EmbeddingOutput]:
+        """Turns one prompt (text or token ids) or many into vectors of length 1, pooled as the model says.
+
+        Args:
+            dimensions: only the vectors' first so many values, scaled to length 1 again.
+
+        Raises:
+            RequestError: a prompt or `dimensions` is at fault, or the model gives no embeddings.
+            RequestFailed: a request broke while it ran.
+        """
+        batch = _as_list(prompts)
+        params = SamplingParams(max_tokens=0, pooling=Pooling(self.info.embeddings.kind, dimensions))
+        return [job.embedding() for job in self._do(batch, [params] * len(batch), progress)]
+
+    def _do(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], progress: bool
+    ) -> Iterable[_Job]:
+        """All of them to their ends, in the order of the prompts."""
+        encoded = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         jobs = {
             f"llm-{next(self._ids)}": _Job(self.tokenizer, ids, wanted)
             for ids, wanted in zip(encoded, params, strict=True)
         }
         self._submit(jobs)
         self._run(jobs, tqdm(total=len(jobs), disable=not progress, unit="prompt"))
-        return [job.result() for job in jobs.values()]
+        return jobs.values()
 
     def chat(
         self,
@@ -168,11 +211,20 @@ class _Job:
         choice.push(output)
         return choice.stopped_here
 
-    def result(self) -> RequestOutput:
+    def _events(self) -> list[TokenEvent]:
         events = [choice.take() for choice in self._choices]
         failed = next((event.error for event in events if event.error is not None), None)
         if failed is not None:
             raise RequestFailed(failed)
+        return events
+
+    def embedding(self) -> EmbeddingOutput:
+        [event] = self._events()
+        vector = np.frombuffer(event.embedding or b"", dtype=VALUE_DTYPE).astype(np.float32)
+        return EmbeddingOutput(tuple(self.prompt_ids), event.cached_tokens, vector)
+
+    def result(self) -> RequestOutput:
+        events = self._events()
         return RequestOutput(
             tuple(self.prompt_ids),
             events[0].cached_tokens,

@@ -251,8 +251,8 @@ def _reuse() -> Row:
                 "and `partial_block` are complete hits.",
                 "`diverged`: prompts differ early. `never_seen`: new text. `evicted`: the pool is too "
                 "small. `other_salt`: the same text under another `cache_salt`. `in_progress`: equal "
-                "prompts sent at the same moment; send one first. `prompt_logprobs` and `caching_off`: "
-                "asked for.",
+                "prompts sent at the same moment; send one first. `prompt_logprobs`, `pooling` and "
+                "`caching_off`: asked for.",
                 [Query(rate("quire_prefix_misses_total", by="reason"), "{{reason}}")],
                 unit="reqps",
                 width=12,

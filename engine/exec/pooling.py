@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.dist.transfer import to_host
-from engine.embedding import Pooling, PoolingKind
+from engine.embedding import VALUE_DTYPE, Pooling, PoolingKind
 from engine.plan import RowStart, StepPlan
 
 
@@ -39,7 +39,7 @@ class PendingEmbeddings:
             # In fp64 neither a square nor a sum of fp32 numbers overflows.
             length = float(np.sqrt(vector @ vector))
             if np.isfinite(length):
-                found.append((index, (vector / (length or 1.0)).astype("<f4").tobytes()))
+                found.append((index, (vector / (length or 1.0)).astype(VALUE_DTYPE).tobytes()))
         return found
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
+from server.schema.embeddings import EmbeddingRequest
 
 PAGE = Path(__file__).parents[2] / "docs/api.md"
 MODELS: dict[str, Any] = {"chat": ChatRequest, "completions": CompletionRequest}
@@ -25,6 +26,19 @@ def told() -> dict[str, dict[str, str]]:
                 assert name not in found[api], f"{name} has two rows"
                 found[api][name] = fate
     return found
+
+
+def told_of_embeddings() -> dict[str, str]:
+    section = PAGE.read_text().split("## Embeddings\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?`) \| ([\w-]+) \|", section, flags=re.M)
+    pairs = [(name, fate) for names, fate in rows for name in re.findall(r"`(\w+)`", names)]
+    assert len(dict(pairs)) == len(pairs), "a parameter has two rows"
+    return dict(pairs)
+
+
+def test_every_parameter_of_embeddings_has_its_row() -> None:
+    names = {*EmbeddingRequest.model_fields, *EmbeddingRequest.refused}
+    assert told_of_embeddings() == {name: done(EmbeddingRequest, name) for name in names}
 
 
 def done(model: Any, name: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.core import choice_seed
+from engine.embedding import Pooling
 from engine.plan import RowStart, SequencePlan, StepPlan, StepResult, TokenMasks
 from engine.types import FinishReason, SamplingParams, TokenLogprob
 
@@ -41,6 +42,7 @@ class Row:
     computed: int | None = None  # None until the first sequence tells
     finite: int = 0  # tokens up to the last finite draw, or before this row began
     last_token: int | None = None
+    began: int = 0  # the first token that this row computed
 
 
 def ensure(law: bool, broken: str) -> None:
@@ -62,6 +64,11 @@ def draw(seed: int, token_ids: Sequence[int], banned: Iterable[int] = ()) -> int
 
 def stop_ids(params: SamplingParams, eos: tuple[int, ...] = EOS) -> frozenset[int]:
     return frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos)
+
+
+def embedding_of(token_ids: Sequence[int], pooling: Pooling) -> bytes:
+    """The fake's vector: a function of what was asked and of every token, and nothing else."""
+    return hashlib.blake2b(f"{pooling}/{','.join(map(str, token_ids))}".encode(), digest_size=16).digest()
 
 
 def prompt_logprob(position: int, token_id: int) -> TokenLogprob:
@@ -132,6 +139,7 @@ class FakeExecutor:
         token_ids: list[int] = []
         logprobs: list[TokenLogprob | None] = []
         prompt_logprobs: list[tuple[int, list[TokenLogprob]]] = []
+        embeddings: list[tuple[int, bytes]] = []
         ensure(masks is None or plan.constrained, "masks for a step without a grammar")
         fitting = {} if masks is None else dict(zip(masks.indices, masks.words_KW, strict=True))
         for index, sequence in enumerate(plan.sequences):
@@ -141,11 +149,14 @@ class FakeExecutor:
             if sequence.prompt_logprobs is not None:
                 following = range(sequence.start + 1, min(end + 1, row.prompt_len))
                 prompt_logprobs.append((index, [prompt_logprob(p, row.prompt[p]) for p in following]))
+            if sequence.embeds:
+                vector = self._embed(row, seen)
+                embeddings += [(index, vector)] if vector is not None else []
             if sequence.samples:
                 token_ids.append(self._draw(row, seen, fitting.get(len(token_ids))))
                 wanted = sequence.logprobs is not None
                 logprobs.append(TokenLogprob(token_ids[-1], -0.5) if wanted else None)
-        return _FailingHandle.wrap(self, StepResult(token_ids, logprobs, prompt_logprobs))
+        return _FailingHandle.wrap(self, StepResult(token_ids, logprobs, prompt_logprobs, embeddings))
 
     def _check_limits(self, plan: StepPlan) -> None:
         rows = [sequence.row for sequence in plan.sequences]
@@ -189,7 +200,7 @@ class FakeExecutor:
         row = self.rows[sequence.row]
         ensure(row.computed in (None, sequence.start), f"row {sequence.row}: a gap or a repeat in positions")
         if row.computed is None:
-            row.finite = sequence.start
+            row.finite = row.began = sequence.start
         token_ids = sequence.token_ids
         if not token_ids:
             ensure(row.last_token is not None and sequence.num_tokens == 1, "no token to compute")
@@ -206,6 +217,8 @@ class FakeExecutor:
             self.poisoned.discard((block_id, offset))
         row.computed = end
         ensure(sequence.samples == (end == row.length and row.params.max_tokens != 0), "samples is wrong")
+        pools = row.params.pooling is not None and end == row.prompt_len
+        ensure(sequence.embeds == pools, "embeds is wrong")
 
     def _read(self, row: Row, end: int) -> list[int]:
         """Attention: every token so far, through the page table."""
@@ -217,6 +230,17 @@ class FakeExecutor:
                 raise PlanError(f"position {position} was not computed: found {cell}")
             seen.append(cell[1])
         return seen
+
+    def _embed(self, row: Row, seen: list[int]) -> bytes | None:
+        """None where anything that it was made of is not finite."""
+        pooling = row.params.pooling
+        ensure(pooling is not None and len(seen) == row.prompt_len, "an embedding that nobody asked for")
+        assert pooling is not None
+        ensure(row.began == 0 or not pooling.needs_every_token, "hidden states were asked of a prefix hit")
+        places = [self._place(row, position) for position in range(len(seen))]
+        if (row.seed, len(seen)) in self.broken:
+            self.poisoned.update(places[row.finite :])
+        return None if self.poisoned.intersection(places) else embedding_of(seen, pooling)
 
     def _draw(self, row: Row, seen: list[int], words_W: Sequence[int] | None = None) -> int:
         too_short = row.length - row.prompt_len < row.params.min_tokens

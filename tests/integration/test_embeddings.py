@@ -7,14 +7,18 @@ preemptions.
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from engine.embedding import Pooling, PoolingKind
 from engine.errors import ContextTooLong, InvalidRequest
+from engine.llm import LLM
 from engine.types import FinishReason, SamplingParams
 from tests.helpers.checkpoints import ALL_CONFIGS, make_checkpoint, reference_generate, reference_hidden
 from tests.helpers.engines import Stream, make_core, run
@@ -174,3 +178,81 @@ def test_aborting_gives_everything_back(llama: Path) -> None:
     core.check()
     again = run(core, [("again", PROMPTS["short"], asks(PoolingKind.MEAN))])["again", 0]
     assert_same(again, expected(llama, "short", PoolingKind.MEAN))
+
+
+def test_a_vector_that_is_not_finite_fails_alone(llama: Path, tmp_path: Path) -> None:
+    """One token's embedding is broken in the file: who reads it gets an error, and leaves nothing cached."""
+    path = shutil.copytree(llama, tmp_path / "broken")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.embed_tokens.weight"][99] = float("nan")
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    core = make_core(path)
+    good, bad = PROMPTS["long"], [*PROMPTS["long"][:20], 99, *PROMPTS["long"][20:]]
+    for kind in PoolingKind:
+        streams = run(core, [("good", good, asks(kind)), ("bad", bad, asks(kind)), ("text", good, GREEDY)])
+        assert_same(streams["good", 0], expected(llama, "long", kind))
+        if kind is not PoolingKind.CLS:  # the first token sees nothing of it
+            assert streams["bad", 0].finish_reason is FinishReason.ERROR
+            assert streams["bad", 0].embedding is None
+    again = run(core, [("again", good, asks())])["again", 0]
+    assert_same(again, expected(llama, "long", PoolingKind.LAST))
+
+
+class TestOffline:
+    def test_texts_and_ids(self, llama: Path) -> None:
+        llm = LLM(str(llama), dtype="float32", kv_cache_memory_bytes=4 << 20)
+        ids = llm.tokenizer.encode("hello there")
+        by_text, by_ids = llm.embed(["hello there", ids])
+        assert by_text.prompt_ids == by_ids.prompt_ids == tuple(ids)
+        wanted = reference_hidden(llama, ids)[-1].double().numpy()
+        for output in (by_text, by_ids, *llm.embed("hello there"), *llm.embed(ids)):
+            assert output.embedding.dtype == np.float32
+            np.testing.assert_allclose(output.embedding, wanted / np.linalg.norm(wanted), atol=2e-5)
+        [short] = llm.embed("hello there", dimensions=5)
+        np.testing.assert_allclose(short.embedding, wanted[:5] / np.linalg.norm(wanted[:5]), atol=2e-5)
+        with pytest.raises(InvalidRequest, match="dimensions"):
+            llm.embed("hello there", dimensions=65)
+        assert len(llm.embed([[5, 6, i % 90] for i in range(400)])) == 400
+        assert llm.generate("hello there", GREEDY)[0].choices[0].token_ids
+
+    def test_a_tokenizer_may_end_a_text_with_a_token_of_its_own(self, llama: Path, tmp_path: Path) -> None:
+        path = shutil.copytree(llama, tmp_path / "ends")
+        tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="$A <|eos|>", special_tokens=[("<|eos|>", 2)]
+        )
+        tokenizer.save(str(path / "tokenizer.json"))
+        llm = LLM(str(path), dtype="float32", kv_cache_memory_bytes=4 << 20)
+        [output] = llm.embed("hello")
+        assert output.prompt_ids[-1] == 2 and len(output.prompt_ids) == 6
+
+    def test_the_model_says_how_to_pool(self, llama: Path, tmp_path: Path) -> None:
+        path = shutil.copytree(llama, tmp_path / "mean")
+        (path / "1_Pooling").mkdir()
+        (path / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+        llm = LLM(str(path), dtype="float32", kv_cache_memory_bytes=4 << 20)
+        [output] = llm.embed(PROMPTS["long"])
+        np.testing.assert_allclose(output.embedding, expected(llama, "long", PoolingKind.MEAN), atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3"])
+class TestADecoderSavedAlone:
+    """As embedding models are: no prefix in the names, no output layer."""
+
+    def test_without_tied_embeddings_it_embeds_and_refuses_text(self, family: str, tmp_path: Path) -> None:
+        path = make_checkpoint(tmp_path, family, bare=True, tie_word_embeddings=False)
+        llm = LLM(str(path), dtype="float32", kv_cache_memory_bytes=4 << 20)
+        assert llm.info.architecture.endswith("Model")
+        wanted = reference_hidden(path, PROMPTS["long"])[-1].double().numpy()
+        [output] = llm.embed(PROMPTS["long"])
+        np.testing.assert_allclose(output.embedding, wanted / np.linalg.norm(wanted), atol=2e-5)
+        with pytest.raises(InvalidRequest, match="embeddings only"):
+            llm.generate("hello")
+
+    def test_with_tied_embeddings_it_also_writes(self, family: str, tmp_path: Path) -> None:
+        bare = make_checkpoint(tmp_path, family, bare=True, tie_word_embeddings=True)
+        whole = make_checkpoint(tmp_path, family, tie_word_embeddings=True)
+        llm = LLM(str(bare), dtype="float32", kv_cache_memory_bytes=4 << 20)
+        [output] = llm.generate(PROMPTS["short"], GREEDY)
+        assert list(output.choices[0].token_ids) == reference_generate(whole, PROMPTS["short"], 24)[0]
+        assert llm.embed(PROMPTS["short"])

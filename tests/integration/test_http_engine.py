@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import re
@@ -13,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
-from tests.helpers.checkpoints import make_checkpoint
-from tests.helpers.http import CHAT, COMPLETIONS, HELLO, chat_text, completion_text, frames
+from tests.helpers.checkpoints import make_checkpoint, reference_hidden
+from tests.helpers.http import CHAT, COMPLETIONS, EMBEDDINGS, HELLO, chat_text, completion_text, frames
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +29,7 @@ class Quire:
     def __init__(self, model: Path, log: Path) -> None:
         command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0"]
         command += ["--served-model-name", "tiny", "--max-num-seqs", "16"]
+        self.model = model
         self.log = log
         with log.open("w") as out:
             self.process = subprocess.Popen(command, stderr=out)
@@ -73,6 +76,25 @@ def test_the_report(quire: Quire) -> None:
         "/docs",
     ):
         assert words in text, text
+
+
+def test_embeddings(quire: Quire) -> None:
+    """Through the engine process: the right vectors in the right places, and what they share is reused."""
+    inputs = [[(7 * i + 3 * k) % 90 + 5 for i in range(70)] for k in range(20)]
+    first = quire.http.post(EMBEDDINGS, json={"input": inputs, "encoding_format": "base64"}).json()
+    wanted = [reference_hidden(quire.model, ids)[-1].numpy() for ids in inputs]
+    for entry, vector in zip(first["data"], wanted, strict=True):
+        found = np.frombuffer(base64.b64decode(entry["embedding"]), "<f4")
+        assert found @ vector / np.linalg.norm(vector) > 0.999  # the served model is rounded to bf16
+    assert first["usage"]["prompt_tokens"] == first["usage"]["total_tokens"] == 20 * 70
+    again = quire.http.post(EMBEDDINGS, json={"input": inputs, "explain_cache": True}).json()
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= 20 * 32
+    assert {report["reason"] for report in again["cache"]} <= {"partial_block", "last_token"}
+    for entry, before in zip(again["data"], first["data"], strict=True):
+        found = np.frombuffer(base64.b64decode(before["embedding"]), "<f4")
+        assert np.dot(entry["embedding"], found) > 0.999
+    refused = quire.http.post(EMBEDDINGS, json={"input": "a", "dimensions": 65})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "dimensions"
 
 
 def test_streamed_and_whole_replies_agree(quire: Quire) -> None:

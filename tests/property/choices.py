@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from engine.core import choice_seed
 from engine.sched.scheduler import FAULT, NOT_FINITE
 from engine.types import FinishReason, SamplingParams, TokenOutput
-from tests.helpers.fake_executor import Expected, expected_choice, prompt_logprob
+from tests.helpers.fake_executor import Expected, embedding_of, expected_choice, prompt_logprob
 
 
 @dataclass
@@ -27,6 +27,8 @@ class Choice:
 
     def __post_init__(self) -> None:
         self.expected = expected_choice(self.prompt, self.params, self.index, self.max_output)
+        if self.params.pooling is not None:
+            self.expected.reason = FinishReason.STOP
 
     @property
     def token_ids(self) -> list[int]:
@@ -46,6 +48,7 @@ class Choice:
         before = len(self.token_ids)
         self._check_prompt_logprobs(output)
         self._check_report(output)
+        self._check_embedding(output)
         self.outputs.append(output)
         if output.token_id is not None:
             assert output.token_id == self.expected.token_ids[before], "another token than the text demands"
@@ -80,6 +83,12 @@ class Choice:
         assert report.prompt_tokens == len(self.prompt) > report.reused_tokens
         assert report.reused_tokens <= report.at_token <= len(self.prompt)
         assert output.token_id is None or report.reused_tokens == output.cached_tokens
+
+    def _check_embedding(self, output: TokenOutput) -> None:
+        """With the end, where it was asked for; never otherwise."""
+        pooling = self.params.pooling
+        whole = pooling is not None and output.finish_reason is FinishReason.STOP
+        assert output.embedding == (embedding_of(self.prompt, pooling) if pooling and whole else None)
 
     def _check_prompt_logprobs(self, output: TokenOutput) -> None:
         if output.prompt_logprobs is not None:

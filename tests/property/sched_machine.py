@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.core import EngineCore
+from engine.embedding import Pooling, PoolingKind
 from engine.errors import NeverFits
 from engine.request import Request, Status
 from engine.types import EngineSnapshot, SamplingParams
@@ -25,7 +26,7 @@ STOPS = (5, 15, 25, 35, 45)
 SCOPES = [CacheScope("ann"), CacheScope("ann", b"s"), CacheScope("bob", b"s"), CacheScope("bob", b"t")]
 picks = st.integers(0, 59)
 arrivals = st.tuples(st.sampled_from(PROMPTS), st.sampled_from(SCOPES), st.booleans())
-params = st.builds(
+texts = st.builds(
     SamplingParams,
     n=st.sampled_from([1, 1, 1, 2, 3]),
     seed=st.integers(0, 2),
@@ -36,6 +37,13 @@ params = st.builds(
     logprobs=st.sampled_from([None, 0]),
     priority=st.sampled_from([0, 0, -1, 1, 2**31 - 1]),
 )
+vectors = st.builds(
+    SamplingParams,
+    max_tokens=st.just(0),
+    seed=st.integers(0, 2),
+    pooling=st.builds(Pooling, st.sampled_from(PoolingKind)),
+)
+params = st.one_of(texts, texts, texts, texts, vectors)
 configs = st.fixed_dictionaries(
     {
         "block_size": st.integers(1, 8),

@@ -9,7 +9,7 @@ from tests.property.sched_machine import SchedMachine
 
 
 def test_every_choice_ends_once_with_the_right_text(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = run_machine(SchedMachine, examples=300, steps=50)
+    steps = run_machine(SchedMachine, examples=320, steps=50)
     with capsys.disabled():
         print(f"[scheduler machine: {steps} engine steps] ", end="")
     assert steps >= 20_000

@@ -230,6 +230,21 @@ async def test_a_long_list_goes_on_with_fewer_places() -> None:
         assert refused.status_code == 429 and "retry-after" in refused.headers
 
 
+async def test_a_long_list_that_has_not_all_begun_is_cut_off_by_a_shutdown() -> None:
+    client = FakeClient()
+    client.gate.clear()
+    async with in_process(client) as (http, _):
+        running = asyncio.create_task(http.post(EMBEDDINGS, json={"input": ["a"] * 300}))
+        short = asyncio.create_task(http.post(EMBEDDINGS, json={"input": ["a"] * 3}))
+        while client.in_flight < MAX_IN_FLIGHT + 3:
+            await asyncio.sleep(0)
+        client.start_draining()
+        client.gate.set()
+        reply = await running
+        assert reply.status_code == 503 and reply.json()["error"]["code"] == "shutting_down"
+        assert len(vectors(await short)) == 3 and client.in_flight == 0
+
+
 async def test_a_failure_in_a_long_list_ends_all_of_it() -> None:
     client = FakeClient()
     client.die_after = 0

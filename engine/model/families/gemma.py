@@ -132,7 +132,7 @@ def _cap(config: HFConfig, key: str, default: float) -> float:
 
 _NAMES = WeightNames(
     # Multimodal checkpoints: as published, and as later versions of transformers write them.
-    prefixes=("model.", "language_model.model.", "model.language_model."),
+    prefixes=("model.", "language_model.model.", "model.language_model.", ""),
     lm_heads=("lm_head", "language_model.lm_head"),
     attention_out_norm="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
