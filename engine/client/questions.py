@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from weakref import WeakSet
 
 from engine.client.requests import check_request
+from engine.embedding import Pooling
 from engine.errors import EngineDead, InvalidRequest, RequestFailed
 from engine.grammar import Grammar
 from engine.process import frames
@@ -30,7 +31,9 @@ COMPILE_TIMEOUT_S = 10.0
 # More wait here, so that the time is the compiler's.
 COMPILED_AT_ONCE = 4
 
+# What a prompt is asked for that is only looked up, and of a model that gives embeddings only.
 _NOTHING = SamplingParams(max_tokens=0)
+_VECTOR = SamplingParams(max_tokens=0, pooling=Pooling())
 
 
 class QuestionDesk:
@@ -54,7 +57,7 @@ class QuestionDesk:
     async def probe(self, info: EngineInfo, prompt_ids: Sequence[int], scope: CacheScope) -> CacheReport:
         """Raises what `submit` would of such a prompt."""
         self._check_alive()
-        check_request(info, prompt_ids, _NOTHING)
+        check_request(info, prompt_ids, _VECTOR if info.embeddings.only else _NOTHING)
         ids = frames.pack_ids(prompt_ids)
         report = (await self._ask(lambda number: frames.Probe(number, ids, scope))).report
         assert report is not None

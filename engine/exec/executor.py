@@ -70,12 +70,12 @@ class LocalExecutor:
         if step is None or step.plan is not plan:
             raise RuntimeError("sample must follow forward of the same plan")
         self._step = None
+        if step.logits_SV is None:
+            return _Handle(None, None, step.of_prompts)
         sampling = [sequence for sequence in plan.sequences if sequence.samples]
         wanted = [sequence.logprobs for sequence in sampling]
         rows = [sequence.row for sequence in sampling]
         positions = [sequence.start + sequence.num_tokens for sequence in sampling]
-        if step.logits_SV is None:
-            return _Handle(None, None, step.of_prompts, self._model.device)
         keep = any(count is not None for count in wanted) and (
             masks is not None or self._sampler.changes_logits(rows)
         )
@@ -83,7 +83,7 @@ class LocalExecutor:
         row_S, position_S = step.tensors.sample_row, step.tensors.sample_position
         token_S = self._sampler.sample(step.logits_SV, rows, positions, row_S, position_S, masks)
         self._rows.last_token_R[row_S] = token_S.clamp(min=0)
-        return _Handle(token_S, PendingLogprobs(raw_SV, token_S, wanted), step.of_prompts, self._model.device)
+        return _Handle(token_S, PendingLogprobs(raw_SV, token_S, wanted), step.of_prompts)
 
     def _start_rows(self, starts: Sequence[RowStart]) -> None:
         self._sampler.start_rows(starts)
@@ -143,13 +143,13 @@ class _Handle:
         token_S: Tensor | None,
         logprobs: PendingLogprobs | None,
         of_prompts: _OfPrompts,
-        device: torch.device,
     ) -> None:
         self._logprobs = logprobs
         self._of_prompts = of_prompts
         self._token_S = None if token_S is None else to_host(token_S)
         self._arrived: torch.cuda.Event | None = None
-        if device.type == "cuda":
+        embeddings = of_prompts.embeddings
+        if (token_S is not None and token_S.is_cuda) or (embeddings is not None and embeddings.on_device):
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 

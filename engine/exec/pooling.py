@@ -24,11 +24,15 @@ class PendingEmbeddings:
 
     Args:
         indices: of their sequences in the plan.
+
+    Attributes:
+        on_device: a copy is under way.
     """
 
     def __init__(self, indices: list[int], poolings: list[Pooling], pooled_KE: Tensor) -> None:
         self._indices = indices
         self._poolings = poolings
+        self.on_device = pooled_KE.is_cuda
         self._pooled_KE = to_host(pooled_KE)
 
     def read(self) -> list[tuple[int, bytes]]:

@@ -17,7 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from engine.embedding import PoolingKind
 
 # Under the suite's "warnings are errors", importing this much of somebody else's code would fail by chance.
 with warnings.catch_warnings():
@@ -265,14 +269,25 @@ def reference_logits(
     return logits[0].float()
 
 
-def reference_hidden(path: Path, token_ids: Sequence[int]) -> torch.Tensor:
-    """The last hidden states `[T, E]` of `transformers`, final norm applied, in fp32."""
+def reference_embedding(
+    path: Path,
+    token_ids: Sequence[int],
+    kind: PoolingKind = PoolingKind.LAST,
+    dimensions: int | None = None,
+) -> NDArray[np.float64]:
+    """The last hidden states of `transformers`, final norm applied, pooled to a vector of length 1."""
     with _single_threaded():
         out = _reference_model(path)(
             torch.tensor([list(token_ids)]), use_cache=False, output_hidden_states=True
         )
-    hidden: torch.Tensor = out.hidden_states[-1]
-    return hidden[0]
+    hidden_TE = out.hidden_states[-1][0].double().numpy()
+    pooled = {
+        PoolingKind.LAST: hidden_TE[-1],
+        PoolingKind.MEAN: hidden_TE.mean(0),
+        PoolingKind.CLS: hidden_TE[0],
+    }
+    vector: NDArray[np.float64] = pooled[kind][:dimensions]
+    return vector / np.linalg.norm(vector)
 
 
 @contextlib.contextmanager

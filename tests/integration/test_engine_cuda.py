@@ -9,10 +9,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from engine.embedding import Pooling, PoolingKind
 from engine.types import SamplingParams
-from tests.helpers.checkpoints import ALL_CONFIGS, TinyConfig, make_checkpoint, reference_generate
+from tests.helpers.checkpoints import (
+    ALL_CONFIGS,
+    TinyConfig,
+    make_checkpoint,
+    reference_embedding,
+    reference_generate,
+)
 from tests.helpers.engines import Stream, make_core, run
 
 pytestmark = pytest.mark.gpu
@@ -66,6 +74,20 @@ def test_prefix_hits_choices_and_preemption(case: tuple[Path, Expected]) -> None
         assert_same(stream, expected["long"])
     assert again.cached_tokens == 32
     assert core.snapshot().preemptions > 0
+
+
+@pytest.mark.parametrize("kind", PoolingKind)
+def test_embeddings_in_chunks_beside_text(case: tuple[Path, Expected], kind: PoolingKind) -> None:
+    path, expected = case
+    core = make_core(path, device="cuda", max_num_batched_tokens=24, steps_ahead=2)
+    vector = SamplingParams(max_tokens=0, pooling=Pooling(kind))
+    streams = run(core, [("text", PROMPTS["long"], GREEDY), ("vector", PROMPTS["long"], vector)])
+    alone = run(core, [("alone", PROMPTS["long"], vector)])["alone", 0]
+    assert_same(streams["text", 0], expected["long"])
+    wanted = reference_embedding(path, PROMPTS["long"], kind)
+    for stream in (streams["vector", 0], alone):
+        found = np.frombuffer(stream.embedding or b"", "<f4")
+        np.testing.assert_allclose(found, wanted, atol=2e-4)
 
 
 def test_a_seed_gives_the_same_tokens_as_on_the_cpu(case: tuple[Path, Expected]) -> None:
