@@ -681,6 +681,28 @@ def the_last_token_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scheduler, "_end", end)
 
 
+@caught_by(SchedMachine)
+def a_mean_is_made_of_half_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean reads the prefix cache, which has no hidden states."""
+
+    def reads_prefix(self: KVManager, request: Request) -> bool:
+        return self.prefix_caching and request.prompt_logprobs is None
+
+    monkeypatch.setattr(KVManager, "reads_prefix", reads_prefix)
+
+
+@caught_by(SchedMachine)
+def a_vector_that_is_not_finite_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the executor left out is made up."""
+    original = Scheduler._end_prompt
+
+    def end_prompt(self: Scheduler, request: Request) -> None:
+        request.embedding = request.embedding or b"-"
+        original(self, request)
+
+    monkeypatch.setattr(Scheduler, "_end_prompt", end_prompt)
+
+
 # ---- the tests
 
 

@@ -6,12 +6,14 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from engine.client import InProcessClient
 from engine.client.questions import FRAMES_KEPT, PoolWatch, QuestionDesk
 from engine.core import EngineCore
+from engine.embedding import EmbeddingFacts
 from engine.errors import ContextTooLong, EngineDead, InvalidRequest, RequestFailed
 from engine.process import frames, loop
 from engine.types import SamplingParams, TokenEvent
@@ -195,6 +197,20 @@ class TestQuestions:
             assert not core.questions
 
         run(test)
+
+    def test_a_model_that_writes_no_text_is_probed_all_the_same(self) -> None:
+        async def main() -> None:
+            info = replace(INFO, embeddings=EmbeddingFacts(8, only=True))
+            client = InProcessClient(FakeCore(), info, ByteTokenizer())
+            await client.start()
+            try:
+                assert (await client.probe_cache([1, 2], ANN)).reason is MissReason.DIVERGED
+                with pytest.raises(InvalidRequest, match="embeddings only"):
+                    client.submit("a", list(b"say x"), SamplingParams())
+            finally:
+                await client.stop()
+
+        asyncio.run(main())
 
     def test_a_dead_engine_answers_nobody(self) -> None:
         async def test(client: InProcessClient, core: FakeCore) -> None:
