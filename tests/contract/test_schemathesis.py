@@ -37,9 +37,10 @@ CONFIG: dict[str, Any] = {
 # A request that the description allows may be refused for these reasons and no other.
 BEYOND_SCHEMAS = re.compile(
     r"""
-    # the served model: its context, vocabulary and template
+    # the served model: its context, vocabulary, vectors and template
       together\ that\ is\ more\ than\ the\ context | tokens\ of\ KV\ memory | this\ model's\ context
     | is\ not\ in\ the\ vocabulary | each\ must\ have\ 1\ to\ 32\ tokens
+    | dimensions\ must\ be\ in
     | this\ model\ does\ not\ think | (reasoning_|reasoning\.|output_config\.)effort\ is\ not\ supported
     # two fields that must agree
     | best_of:\ must\ equal\ n | min_tokens\ \(\d+\)\ is\ larger | max_tokens:\ may\ be\ 0\ only\ with\ echo

@@ -83,6 +83,15 @@ async def test_dimensions_reach_the_engine() -> None:
     assert vector == pytest.approx(embedding_of([97], 3), abs=1e-7)
 
 
+async def test_priority_reaches_the_engine() -> None:
+    async with in_process() as (http, client):
+        for given in (-3, None):
+            await http.post(EMBEDDINGS, json={"input": "a", "priority": given})
+        refused = await http.post(EMBEDDINGS, json={"input": "a", "priority": 2**31})
+        assert [params.priority for *_, params in client.submitted] == [-3, 0]
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "priority"
+
+
 async def test_the_model_says_how_to_pool() -> None:
     info = replace(INFO, embeddings=EmbeddingFacts(EMBEDDING_SIZE, PoolingKind.MEAN))
     async with in_process(FakeClient(info=info)) as (http, client):
