@@ -48,7 +48,7 @@ GAUGES = {
     "quire_requests_waiting": "",
     "quire_tenant_kv_blocks": "tenant state",
     "quire_tenant_requests": "tenant phase",
-    "quire_build_info": "version model architecture dtype device backend",
+    "quire_build_info": "version model architecture dtype kv_dtype device backend",
     "quire_config_info": "block_size num_blocks max_model_len max_num_seqs max_num_batched_tokens "
     "prefix_caching cache_isolation",
 }
