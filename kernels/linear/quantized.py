@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.native import library as native
 from kernels.native.library import DTYPE_CODE, library
 from kernels.types import PackedLinear, QuantizedWeight
 
 _PANEL = 64  # outputs per panel of the native library
+_ROUNDED_GROUP = 64  # inputs that share a scale where bf16 becomes integers
 _PIECE = 256  # inputs that it sums at a time at most
 _CHUNK = 1 << 18  # elements in floats at a time
 _INT4_REACH = 8.3  # steps from zero to the largest weight of a group; between the best for 32 and for 128
@@ -76,6 +78,35 @@ def pack_quantized(w: QuantizedWeight, bias_O: Tensor | None, dtype: torch.dtype
     return PackedLinear(
         "quantized", values, bias_O, outputs, inputs, w.bits, w.scale_OG, w.zero_OG, w.order_I
     )
+
+
+def rounds_bf16(weight_OI: Tensor) -> bool:
+    """Whether a bf16 weight becomes integers: the processor has no products of bf16, and groups are whole."""
+    return (
+        weight_OI.dtype == torch.bfloat16
+        and not native.multiplies_bf16()
+        and weight_OI.shape[1] % _ROUNDED_GROUP == 0
+        and bool(weight_OI.isfinite().all())
+    )
+
+
+def pack_rounded(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
+    """Packs a bf16 weight as 12-bit integers, with a power of two for every 64 inputs of an output.
+
+    A weight down to a sixteenth of its group's largest is exact; what smaller ones lose is less than a bf16
+    result loses in its last bit.
+    """
+    lib = library()
+    assert lib is not None
+    weight_OI = weight_OI.contiguous()
+    outputs, inputs = weight_OI.shape
+    panels, groups = -(-outputs // _PANEL), inputs // _ROUNDED_GROUP
+    packed = torch.empty((panels * _PANEL, inputs // 2), dtype=torch.int32)
+    scale = torch.empty((panels, groups, _PANEL), dtype=torch.float32)
+    lib.quire_round_bf16(
+        weight_OI.data_ptr(), packed.data_ptr(), scale.data_ptr(), outputs, inputs, _ROUNDED_GROUP
+    )
+    return PackedLinear("native_quantized", packed, bias_O, outputs, inputs, 16, scale)
 
 
 def linear_quantized(x_TI: Tensor, packed: PackedLinear) -> Tensor:

@@ -31,6 +31,7 @@ _SIGNATURES = {
     "quire_pack_linear": "ippll",
     "quire_linear": "ipppp" + "llll",
     "quire_pack_quantized": "ippll",
+    "quire_round_bf16": "ppplll",
     "quire_linear_quantized": "ipppppp" + "lllll" + "i",
     "quire_sample": "pppppppp" + "ll" + "ii",
     "quire_penalize": "ppppppp" + "ll",
@@ -62,6 +63,12 @@ def describe() -> str:
     if lib is None:
         return f"torch fallback: {_State.reason}"
     return f"native ({_level_name(lib, lib.quire_level())}, {lib.quire_threads()} threads)"
+
+
+def multiplies_bf16() -> bool:
+    """Whether the instruction set in use has products of bf16."""
+    lib = library()
+    return lib is not None and "BF16" in _level_name(lib, lib.quire_level())
 
 
 def set_threads(threads: int) -> None:

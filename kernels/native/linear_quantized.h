@@ -1,12 +1,13 @@
-// linear for weights in 8 or 4 bit integers, packed as quantized_panel.h says.
+// linear for weights in integers of 4, 8 or 12 bits, packed as quantized_panel.h says.
 //
-// Inputs are rounded to 15 bits, each piece of a row with a scale of its own: far finer than bf16, so what is lost is
-// what the weights lost. Products are then 16 by 16 bits, summed in 32 bits without error: twice the work per
-// instruction of fp32, and sums that are the same on every processor. A piece is a group of the weight, or 256 inputs
-// where groups are longer: 256 * 127 * 16383 stays below 2^30. Its sum becomes fp32 with both scales.
+// Inputs are rounded to 15 bits (14 for 12-bit weights), each piece of a row with a scale of its own: far finer than
+// bf16, so what is lost is what the weights lost. Products are then 16 by 16 bits, summed in 32 bits without error:
+// twice the work per instruction of fp32, and sums that are the same on every processor. A piece is a group of the
+// weight, or 256 inputs where groups are longer: 256 * 127 * 16383 and 64 * 2047 * 8191 stay below 2^30. Its sum
+// becomes fp32 with both scales.
 //
-// The weight stands for (value - zero) * scale. Where values are stored plus 8, or have a zero, the sums begin at
-// -(8 + zero) times the sum of the piece's inputs.
+// The weight stands for (value - zero) * scale. Where values are stored plus 8, or have a zero, (8 + zero) times the
+// sum of the piece's inputs is taken off at the end.
 #pragma once
 #include "buffer.h"
 #include "linear.h"
@@ -15,7 +16,7 @@
 namespace {
 
 constexpr int kPieceInputs = 256;
-constexpr float kInputSteps = 16383;
+template <int Bits> constexpr float kInputSteps = Bits == 16 ? 8191 : 16383;
 
 // acc + a.low * b.low + a.high * b.high in each lane: halves are signed.
 INLINE I32 dot_pairs(I32 acc, I32 a, I32 b) {
@@ -35,7 +36,9 @@ typedef uint16_t UHalves __attribute__((vector_size(W * 4)));
 
 // The j-th pair of inputs in words of a panel.
 template <int Bits> INLINE I32 unpack_pair(const uint32_t* p, int j) {
-  if constexpr (Bits == 8) {
+  if constexpr (Bits == 16) {
+    return load_as<I32>(p);
+  } else if constexpr (Bits == 8) {
     Halves words = load_as<Halves>(p);
     return (I32)(j == 0 ? (words << 8) >> 8 : words >> 8);
   } else {
@@ -46,22 +49,22 @@ template <int Bits> INLINE I32 unpack_pair(const uint32_t* p, int j) {
 // The left side: rounded rows, their scales and sums. Pairs are in blocks of mr rows, inside a block pair by pair.
 struct RoundedRows {
   int32_t* pair;
-  float* scale;  // [rows, pieces]
+  float* scale;  // [pieces, rows]
   int32_t* sum;
-  int64_t inputs, pieces;
+  int64_t inputs, rows;
   int mr;
 };
 
 // One row's piece. out: the piece's first pair of this row; pairs are `stride` apart.
 template <class T>
-void round_piece(const T* x, int inputs, int32_t* out, int64_t stride, float* scale, int32_t* sum) {
+void round_piece(const T* x, int inputs, float steps, int32_t* out, int64_t stride, float* scale, int32_t* sum) {
   F32 largest = {}, poison = {};  // NaN where an input is not finite: then the scale is
   for_each_vector(inputs, [&](int64_t i, int n) {
     F32 v = load(x + i, n);
     largest = max(largest, max(v, -v));
     poison += v * 0.0f;
   });
-  float top = max_lanes(largest), per_step = top > 1e-30f ? kInputSteps / top : 0;
+  float top = max_lanes(largest), per_step = top > 1e-30f ? steps / top : 0;
   int32_t total = 0;
   for_each_vector(inputs, [&](int64_t i, int n) {
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
@@ -71,10 +74,10 @@ void round_piece(const T* x, int inputs, int32_t* out, int64_t stride, float* sc
       total += step[j] + step[j + 1];
     }
   });
-  *scale = top / kInputSteps + sum_lanes(poison), *sum = total;
+  *scale = top / steps + sum_lanes(poison), *sum = total;
 }
 
-template <class T> void round_rows(const QuantizedArgs& a, int64_t piece, const RoundedRows& to) {
+template <class T> void round_rows(const QuantizedArgs& a, int64_t piece, float steps, const RoundedRows& to) {
   parallel_for((a.rows + to.mr - 1) / to.mr, 32768 / a.inputs + 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin * to.mr; row < end * to.mr && row < a.rows; row++) {
       int64_t first = row / to.mr * to.mr, height = a.rows - first < to.mr ? a.rows - first : to.mr;
@@ -82,8 +85,8 @@ template <class T> void round_rows(const QuantizedArgs& a, int64_t piece, const 
       int32_t* pair = to.pair + first * a.inputs / 2 + row - first;
       for (int64_t p = 0, k = 0; k < a.inputs; p++, k += piece) {
         int inputs = a.inputs - k < piece ? (int)(a.inputs - k) : (int)piece;
-        round_piece(x + k, inputs, pair + k / 2 * height, height, to.scale + row * to.pieces + p,
-                    to.sum + row * to.pieces + p);
+        round_piece(x + k, inputs, steps, pair + k / 2 * height, height, to.scale + p * to.rows + row,
+                    to.sum + p * to.rows + row);
       }
     }
   });
@@ -93,31 +96,40 @@ template <class T> void round_rows(const QuantizedArgs& a, int64_t piece, const 
 struct Piece {
   const float* weight_scale;  // [64]
   const int8_t* zero;         // [64] or null
-  const float* row_scale;     // of the first row; rows are `stride` apart
-  const int32_t* row_sum;
-  int64_t stride;
+  const float* row_scale;     // [rows]
+  const int32_t* row_sum;     // [rows]
   int offset;                 // what stored values are above their own: 8 or 0
 };
 
-INLINE I32 sums_begin(const Piece& p, int row, int column) {
-  int32_t sum = p.row_sum[row * p.stride];
-  if (!p.zero) return -p.offset * sum + I32{};
-  typedef int8_t I8 __attribute__((vector_size(W)));
-  return -(__builtin_convertvector(load_as<I8>(p.zero + column), I32) + p.offset) * sum;
-}
-
-INLINE void add_scaled(const Piece& p, int row, int column, I32 acc, float* sum) {
-  F32 scale = load(p.weight_scale + column) * p.row_scale[row * p.stride];
-  store(sum, load(sum) + __builtin_convertvector(acc, F32) * scale);
+// sums[MR, NR * W] += acc in floats. `sums` is that of the first row and column.
+template <int MR, int NR> INLINE void add_scaled(const Piece& p, int row, int column, I32 (&acc)[MR][NR], float* sums) {
+  if (p.offset || p.zero) {
+    typedef int8_t I8 __attribute__((vector_size(W)));
+#pragma GCC unroll 8
+    for (int n = 0; n < NR; n++) {
+      I32 zero = p.offset + I32{};
+      if (p.zero) zero += __builtin_convertvector(load_as<I8>(p.zero + column + n * W), I32);
+#pragma GCC unroll 8
+      for (int r = 0; r < MR; r++) acc[r][n] -= zero * p.row_sum[row + r];
+    }
+  }
+  const float *weight_scale = p.weight_scale + column, *row_scale = p.row_scale + row;
+#pragma GCC unroll 8
+  for (int n = 0; n < NR; n++) {
+    F32 scale = load(weight_scale + n * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; r++) {
+      float* sum = sums + r * kPanel + n * W;
+      store(sum, load(sum) + __builtin_convertvector(acc[r][n], F32) * (scale * row_scale[r]));
+    }
+  }
 }
 
 // Few rows: the panel is read as it is, NR vectors wide. sums: [row][64], from `column` on.
 template <int Bits, int MR, int NR>
 void packed_tile(const int32_t* x, const uint32_t* panel, int inputs, const Piece& p, int column, float* sums) {
   constexpr int kStep = 32 / Bits;
-  I32 acc[MR][NR];
-  for (int r = 0; r < MR; r++)
-    for (int n = 0; n < NR; n++) acc[r][n] = sums_begin(p, r, column + n * W);
+  I32 acc[MR][NR] = {};
   for (int k = 0; k < inputs; k += kStep, panel += kPanel, x += kStep / 2 * MR) {
 #pragma GCC unroll 4
     for (int n = 0; n < NR; n++) {
@@ -131,8 +143,7 @@ void packed_tile(const int32_t* x, const uint32_t* panel, int inputs, const Piec
       }
     }
   }
-  for (int r = 0; r < MR; r++)
-    for (int n = 0; n < NR; n++) add_scaled(p, r, column + n * W, acc[r][n], sums + r * kPanel + column + n * W);
+  add_scaled<MR, NR>(p, 0, column, acc, sums + column);
 }
 
 template <int Bits, int MR>
@@ -152,9 +163,7 @@ template <int Bits> INLINE void unpack_slice(const uint32_t* panel, int inputs, 
 template <int MR>
 void pair_tile(const int32_t* x, const int32_t* slice, int inputs, const Piece& p, int row, int column, float* sums,
                const char* ahead, int bytes) {
-  I32 acc[MR][kTileVectors];
-  for (int r = 0; r < MR; r++)
-    for (int n = 0; n < kTileVectors; n++) acc[r][n] = sums_begin(p, row + r, column + n * W);
+  I32 acc[MR][kTileVectors] = {};
   for (int k = 0; k < inputs; k += 2, x += MR, slice += kTileWidth, ahead += bytes) {
     __builtin_prefetch(ahead, 0, 2);
     I32 right[kTileVectors];
@@ -165,9 +174,7 @@ void pair_tile(const int32_t* x, const int32_t* slice, int inputs, const Piece& 
 #pragma GCC unroll 8
       for (int n = 0; n < kTileVectors; n++) acc[r][n] = dot_pairs(acc[r][n], right[n], x[r] + I32{});
   }
-  for (int r = 0; r < MR; r++)
-    for (int n = 0; n < kTileVectors; n++)
-      add_scaled(p, row + r, column + n * W, acc[r][n], sums + (row + r) * kPanel + column + n * W);
+  add_scaled<MR, kTileVectors>(p, row, column, acc, sums + row * kPanel + column);
 }
 
 // sums[rows, kPanel] += one piece. x: the rows' first block; its inputs begin at k.
@@ -204,9 +211,8 @@ void quantized_item(const QuantizedArgs& a, const RoundedRows& left, int64_t pie
     memset(sums, 0, rows * kPanel * sizeof(float));
     for (int64_t i = 0, k = 0; k < a.inputs; i++, k += piece) {
       int depth = a.inputs - k < piece ? (int)(a.inputs - k) : (int)piece;
-      int64_t at = (panel * groups + k / a.group) * kPanel, first = row * left.pieces + i;
-      Piece p = {a.scale + at, a.zero ? a.zero + at : nullptr, left.scale + first, left.sum + first, left.pieces,
-                 Bits == 4 ? 8 : 0};
+      int64_t at = (panel * groups + k / a.group) * kPanel, first = i * a.rows + row;
+      Piece p = {a.scale + at, a.zero ? a.zero + at : nullptr, left.scale + first, left.sum + first, Bits == 4 ? 8 : 0};
       quantized_piece<Bits>(left.pair + row * a.inputs / 2, a.inputs, k, a.packed + panel * kPanel * words + k * Bits / 32 * kPanel,
                             depth, p, left.mr, rows, sums);
     }
@@ -219,15 +225,16 @@ template <class T, int Bits> void linear_quantized_of(const QuantizedArgs& a) {
   static thread_local Buffer<float> scales;
   int64_t piece = a.group < kPieceInputs ? a.group : kPieceInputs, pieces = (a.inputs + piece - 1) / piece;
   pairs.reserve(a.rows * a.inputs / 2), row_sums.reserve(a.rows * pieces), scales.reserve(a.rows * pieces);
-  RoundedRows left = {pairs.data, scales.data, row_sums.data, a.inputs, pieces, tile_height(a.rows)};
-  round_rows<T>(a, piece, left);
+  RoundedRows left = {pairs.data, scales.data, row_sums.data, a.inputs, a.rows, tile_height(a.rows)};
+  round_rows<T>(a, piece, kInputSteps<Bits>, left);
   for_each_panel_group(a.rows, a.inputs, a.outputs, left.mr, [&](int64_t row, int rows, int64_t panel, int64_t end) {
     quantized_item<T, Bits>(a, left, piece, row, rows, panel, end);
   });
 }
 
 template <class T> void linear_quantized_in(const QuantizedArgs& a) {
-  a.bits == 8 ? linear_quantized_of<T, 8>(a) : linear_quantized_of<T, 4>(a);
+  auto f = a.bits == 16 ? linear_quantized_of<T, 16> : a.bits == 8 ? linear_quantized_of<T, 8> : linear_quantized_of<T, 4>;
+  f(a);
 }
 
 void linear_quantized(int dtype, const QuantizedArgs& args) {

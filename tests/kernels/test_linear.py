@@ -11,8 +11,17 @@ from kernels.native import library as native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LEVELS = [*native.levels(), "torch"]
-# Rows, outputs and inputs around the register tile, the panel of 64, the chunk of 96 rows, the piece of 512.
-SIZES = [(1, 64, 64), (7, 100, 130), (1, 1, 8), (97, 65, 72), (13, 200, 2050), (200, 130, 96)]
+# Rows, outputs and inputs around the register tile, the panel of 64, the chunk of 96 rows, the pieces of 64
+# to 512.
+SIZES = [
+    (1, 64, 64),
+    (7, 100, 130),
+    (1, 1, 8),
+    (97, 65, 72),
+    (13, 200, 2050),
+    (200, 130, 96),
+    (101, 70, 1088),
+]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -74,3 +83,28 @@ def test_rows_do_not_depend_on_their_neighbours(dtype: torch.dtype, level: str) 
         together = linear(x_TI, packed)
         for rows in (1, 2, 3, 4, 5, 7, 16, 97):
             assert torch.equal(linear(x_TI[:rows], packed), together[:rows]), rows
+
+
+@pytest.mark.skipif(
+    native.library() is None or native.multiplies_bf16(), reason="bf16 is multiplied as it is here"
+)
+def test_bf16_as_integers_keeps_large_weights_exactly_and_loses_little_of_small_ones() -> None:
+    """Outliers, subnormals and empty groups; one row at a time reads the weight itself back."""
+    torch.manual_seed(0)
+    weight_OI = (torch.randn(70, 128) * 10.0 ** torch.arange(-35, 35).unsqueeze(1)).bfloat16()
+    weight_OI[3, :64], weight_OI[4, 70], weight_OI[5] = 0, 3e4 * weight_OI[4, 70], 1e-40
+    packed = pack_linear(weight_OI, None)
+    assert (packed.kind, packed.bits) == ("native_quantized", 16)
+    read_OI = linear(torch.eye(128), packed).T
+    largest_OG = weight_OI.float().abs().view(70, 2, 64).amax(-1, keepdim=True)
+    error_OGJ = (read_OI - weight_OI.float()).abs().view(70, 2, 64)
+    assert (error_OGJ <= largest_OG / 2048 + 1e-36).all()
+    kept = weight_OI.float().abs().view(70, 2, 64) >= largest_OG / 8
+    assert (error_OGJ[kept] <= 2e-4 * weight_OI.float().abs().view(70, 2, 64)[kept] + 1e-36).all()
+
+
+def test_infinite_weights_are_not_rounded() -> None:
+    weight_OI = torch.ones(64, 64).bfloat16()
+    weight_OI[2, 3] = float("inf")
+    y_TO = linear(torch.ones(5, 64).bfloat16(), pack_linear(weight_OI, None))
+    assert y_TO[:, 2].isinf().all() and (y_TO[:, 3] == 64).all()
