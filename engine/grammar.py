@@ -1,13 +1,13 @@
 """What generated text must be: a small value that travels from a request to the engine.
 
 Standard library only. It knows kinds, sources and sizes; what a source means is found out where it is
-compiled (engine.sample.grammar), and what the engine does with it is written here as two protocols.
+compiled (engine.sample.grammar), and what the engine does with it is written here as protocols.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import Any, Protocol
@@ -144,13 +144,27 @@ class Matcher(Protocol):
         """The choice goes on with a token. What is wrong with it, `fill` says."""
         ...
 
-    def fill(self, words_W: NDArray[np.uint32]) -> str | None:
-        """Writes which tokens may follow: bit t % 32 of word t // 32. Returns why none can."""
+
+class Fill(Protocol):
+    """Has several matchers write which tokens may follow, beside what else is done."""
+
+    def __call__(
+        self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]
+    ) -> Callable[[], list[str | None]]:
+        """Begins to write row k for matcher k: bit t % 32 of word t // 32.
+
+        Returns:
+            What waits for all of them, and says for each why no token can follow. Until then no matcher may
+            take a token, and nobody may look at the words.
+        """
         ...
 
 
 class Grammars(Protocol):
-    """Compiles grammars and keeps them. May be asked from several threads."""
+    """Compiles grammars and keeps them. May be asked from several threads; the one that steps may `fill`."""
+
+    @property
+    def fill(self) -> Fill: ...
 
     def ready(self, grammar: Grammar) -> bool:
         """Whether `start` returns at once."""

@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 from engine.config import SchedulerConfig
 from engine.errors import InvalidRequest, Overloaded
+from engine.grammar import Fill
 from engine.kv.manager import KVManager, PrefixHit
 from engine.kv.page_table import blocks_for
 from engine.plan import NOTHING_LEFT, SequencePlan, StepPlan, StepResult, TokenMasks
@@ -29,7 +30,7 @@ from engine.request import Request, Status
 from engine.sched.draft import Planned, StepDraft
 from engine.sched.ledger import Ledger
 from engine.sched.limits import RequestLimits
-from engine.sched.masks import draw_masks
+from engine.sched.masks import Asked
 from engine.sched.roster import Roster, expendable
 from engine.sched.show import lanes
 from engine.sched.stopping import StopRules
@@ -169,17 +170,21 @@ class Scheduler:
         self._admit(draft, owed_blocks)
         return self._launch(draft)
 
-    def masks(self, plan: StepPlan) -> TokenMasks | None:
-        """Which tokens the sequences under a grammar may draw in the step launched last.
+    def ask(self, plan: StepPlan, fill: Fill) -> Asked:
+        """Asks which tokens the sequences under a grammar may draw in the step launched last.
 
-        The results of all steps before it must have been seen. Choices whose grammar leaves nothing to draw
-        end here.
+        The results of all steps before it must have been seen, and `masks` must follow before this one's are.
         """
         launched, planned = self._in_flight[-1]
         if launched is not plan or len(self._in_flight) > 1:
             raise AssertionError(f"step {plan.step}: masks are made after all earlier results were seen")
-        sampling = [part.request if part.is_current else None for part in planned if part.sequence.samples]
-        masks, complete, stuck = draw_masks(sampling)
+        return Asked(
+            [part.request if part.is_current else None for part in planned if part.sequence.samples], fill
+        )
+
+    def masks(self, asked: Asked) -> TokenMasks | None:
+        """The answer. Choices whose grammar leaves nothing to draw end here."""
+        masks, complete, stuck = asked.answer()
         for request in complete:
             self._end(request, FinishReason.STOP)
         for request, why in stuck:

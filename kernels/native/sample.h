@@ -218,16 +218,23 @@ void penalize(const PenalizeArgs& a) {
 
 // ---- mask_tokens
 
+// One word's tokens: a loop of a fixed length without branches, which compilers turn into vectors.
+INLINE void mask_word(float* x, uint32_t allowed, int64_t count) {
+  if (allowed == 0xffffffffu) return;
+  if (count < 32) {
+    for (int64_t i = 0; i < count; i++) x[i] = allowed >> i & 1 ? x[i] : -INFINITY;
+    return;
+  }
+  for (int i = 0; i < 32; i++) x[i] = allowed >> i & 1 ? x[i] : -INFINITY;
+}
+
 void mask_tokens(const MaskTokensArgs& a) {
-  for_each_item(a.rows, quire_threads(), [&](int64_t k) {
-    float* x = a.logits_SV + a.row_K[k] * a.vocabulary;
-    const uint32_t* words = a.words_KW + k * a.words;
-    for (int64_t begin = 0; begin < a.vocabulary; begin += 32) {
-      uint32_t allowed = words[begin / 32];
-      if (allowed == 0xffffffffu) continue;
-      int64_t count = a.vocabulary - begin < 32 ? a.vocabulary - begin : 32;
-      for (int64_t i = 0; i < count; i++)
-        if (!(allowed >> i & 1)) x[begin + i] = -INFINITY;
+  parallel_for(a.rows, 1 + (1 << 17) / a.vocabulary, [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; k++) {
+      float* x = a.logits_SV + a.row_K[k] * a.vocabulary;
+      const uint32_t* words = a.words_KW + k * a.words;
+      for (int64_t begin = 0; begin < a.vocabulary; begin += 32)
+        mask_word(x + begin, words[begin / 32], a.vocabulary - begin);
     }
   });
 }

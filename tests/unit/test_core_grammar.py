@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from engine import grammar
 from engine.core import EngineCore
 from engine.errors import InvalidRequest
-from engine.grammar import Grammar
+from engine.grammar import Grammar, Matcher
 from engine.plan import StepPlan, TokenMasks
 from engine.process import frames
 from engine.process.loop import Add, Cancel, EngineLoop, Quit
@@ -38,7 +39,7 @@ class Ascending:
         self.taken.append(token_id)
         self.ended = token_id == VOCAB - 1
 
-    def fill(self, words_W: NDArray[np.uint32]) -> str | None:
+    def write(self, words_W: NDArray[np.uint32]) -> str | None:
         if len(self.taken) == self._broken_after:
             return "it broke"
         bits = np.zeros(WORDS * 32, dtype=np.uint8)
@@ -67,6 +68,14 @@ class Stairs:
         self.known.add(wanted)
         self.made.append(Ascending(int(wanted.text) if wanted.text.isdecimal() else 1000))
         return self.made[-1]
+
+    def fill(
+        self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]
+    ) -> Callable[[], list[str | None]]:
+        """Writes when the answer is fetched, so that nobody may rely on it before."""
+        return lambda: [
+            cast(Ascending, m).write(words_W) for m, words_W in zip(matchers, words_KW, strict=True)
+        ]
 
 
 def make(**limits: Any) -> tuple[EngineCore, Stairs]:
