@@ -111,7 +111,8 @@ def forced_structures(
     """One of the structures and nothing else, or several in a row: {"begin", "schema", "end"} each.
 
     For calls of tools that a model must make: begin and end are the notation's, the schema is that of the
-    arguments. Control tokens written in begin, end and the like are those tokens.
+    arguments. With "values": "python" they are written as Python does, a=1, b="x", instead of in JSON.
+    Control tokens written in begin, end and the like are those tokens.
 
     Args:
         first, between, last: what stands before, between and after the structures.

@@ -41,34 +41,27 @@ def offered(notations: Notations, request: Conversation) -> Sequence[Tool]:
         return ()
     if "tools" not in notations.reads:
         raise _not_yet("tools: this model's chat template does not take tools.", "tools")
-    if notations.tools is None:
+    if notations.written is None:
         raise _not_yet(
             "tools: how this model writes calls is not known to this server; --tool-call-parser says it.",
             "tools",
         )
-    if forced and notations.written is None:
-        raise _not_yet(
-            f"tool_choice: calls in this model's notation, {notations.tools}, cannot be forced; "
-            "use auto or none.",
-            "tool_choice",
-        )
     if not forced:
-        _check_strict(notations, {tool.function.name for tool in tools}, request.tools or ())
+        names = {tool.function.name for tool in tools}
+        _check_strict(notations, notations.written, names, request.tools or ())
     return tools
 
 
-def _check_strict(notations: Notations, names: Set[str], tools: Sequence[Tool]) -> None:
+def _check_strict(notations: Notations, written: Written, names: Set[str], tools: Sequence[Tool]) -> None:
     """Raises 400 where nothing says that a call begins."""
-    written = notations.written
-    if written is not None and written.marker:
+    if written.marker:
         return
-    way_out = "leave it out" if written is None else "leave it out, or use tool_choice required"
     for position, tool in enumerate(tools):
         if tool.function.strict and tool.function.name in names:
             param = f"tools[{position}].function.strict"
             raise _not_yet(
                 f"{param}: in this model's notation, {notations.tools}, calls that the model chooses to make "
-                f"cannot be held to a schema; {way_out}.",
+                "cannot be held to a schema; leave it out, or use tool_choice required.",
                 param,
             )
 
@@ -131,6 +124,7 @@ def _structure(
         "begin": first + written.begin % tool.function.name,
         "schema": schema,
         "end": written.end + last,
+        "values": written.values,
     }
 
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from engine.errors import ModelError
 from engine.grammar import Grammar, GrammarKind, Matcher
-from engine.sample.sources import WHITESPACE, Source, reason, refused, source
+from engine.sample.refusals import reason, refused
+from engine.sample.sources import WHITESPACE, Source, source
 from engine.sample.vocabulary import Vocabulary
 from engine.text.tokenizer import Tokenizer
 

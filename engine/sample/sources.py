@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from engine.errors import InvalidRequest
 from engine.grammar import Grammar, GrammarKind
+from engine.sample.python_values import SHARED, PythonRules
+from engine.sample.refusals import refused
 
 # Between the values of JSON: nothing, a space, or a line break with as much indentation as anybody needs.
 # Without a bound a model can go on with white space for ever.
@@ -100,6 +101,8 @@ def ascii_patterns(schema: Any) -> Any:
 def tag_source(tag: Any, control: Mapping[str, int]) -> str:
     """Lark for {"structures": [{"begin", "schema", "end"}], "triggers": [...]}.
 
+    With "values": "python" a structure has no JSON but the arguments of a call in Python's notation.
+
     Text is free up to a trigger. From there on it is one of the structures whose begin has that trigger in
     front. A trigger that is one of the model's control tokens is that token. With "forced" ("one" or "some")
     there are no triggers and no free text: one structure, or several in a row, with "first", "between" and
@@ -119,7 +122,14 @@ def tag_source(tag: Any, control: Mapping[str, int]) -> str:
             head = f"head_{i}"
             rules.append(f"head_{i}[lazy]: TEXT {json.dumps(trigger)}")
         begin, end = _quoted(begin[len(trigger) :], control), _quoted(structure["end"], control)
-        rules.append(f"tag_{i}: {head} {begin} {_embedded(structure['schema'])} {end}")
+        body = _embedded(structure["schema"])
+        if structure.get("values") == "python":
+            python = PythonRules(f"tag_{i}_", ascii_patterns(structure["schema"]))
+            body = python.arguments()
+            rules += python.rules
+        rules.append(f"tag_{i}: {head} {begin} {body} {end}")
+    if any(structure.get("values") == "python" for structure in structures):
+        rules += SHARED
     either = " | ".join(f"tag_{i}" for i in range(len(structures)))
     if not forced:
         return "\n".join(["%llguidance {}", f"start: ({either})* rest", "rest: TEXT", _TEXT, *rules])
@@ -173,6 +183,8 @@ def _tag_parts(tag: Any) -> tuple[list[Any], list[str], str | None]:
     for structure in structures:
         if not isinstance(structure, dict) or not isinstance(structure.get("schema"), dict | bool):
             raise refused("each structure needs a schema")
+        if structure.get("values", "json") not in ("json", "python"):
+            raise refused("values are written in json or python")
         if not isinstance(structure.get("begin"), str) or not isinstance(structure.get("end"), str):
             raise refused("each structure needs a begin and an end")
     return structures, triggers, forced if forced in ("one", "some") else None
@@ -187,28 +199,3 @@ def _quoted(text: str, control: Mapping[str, int]) -> str:
     pattern = "|".join(re.escape(name) for name in sorted(control, key=len, reverse=True))
     pieces = [piece for piece in re.split(f"({pattern})", text) if piece]
     return " ".join(f"<[{control[piece]}]>" if piece in control else json.dumps(piece) for piece in pieces)
-
-
-# ---- refusals
-
-_UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*)\]")
-_REMOTE = re.compile(r"Resource '(.*)' is not present")
-
-
-def refused(reason: str) -> InvalidRequest:
-    return InvalidRequest(f"The grammar cannot be compiled: {reason}.", "grammar")
-
-
-def reason(error: str) -> str:
-    """llguidance's complaint as part of a sentence: its first line, without what is ours alone."""
-    if "panic" in error:
-        return "it is too large"
-    if found := _UNSUPPORTED.search(error):
-        return f"the schema has keywords that are not supported: {found[1]}"
-    if found := _REMOTE.search(error):
-        return f"$ref leaves the schema ({found[1][:80]}), and nothing is fetched"
-    if "recursion limit" in error:
-        return "it is nested too deeply"
-    first, *others = error.removesuffix("<non-verbose/>").strip().splitlines() or [""]
-    detail = next((line for line in others if line.startswith("error: ")), "").removeprefix("error: ")
-    return " ".join(filter(None, (first.strip(), detail)))[:300].rstrip(".:") or "it is not valid"

@@ -24,7 +24,7 @@ class Notations:
         reads: variables of the model's template that a request may set: tools, reasoning_effort,
             enable_thinking.
         tools, reasoning: names of formats; None: not read.
-        written: how calls are written, where a grammar can say it.
+        written: how a grammar has calls written; None where they are not read.
     """
 
     reads: frozenset[str] = frozenset()

@@ -16,6 +16,7 @@ class Written:
         begin, end: what stands before and after a call's arguments; `%s` in begin is the tool's name.
         first, between, last: before all calls, between two and after all.
         marker: what says, in free text, that a call follows; empty: nothing does.
+        values: the notation of the arguments, json or python.
     """
 
     begin: str
@@ -24,12 +25,14 @@ class Written:
     between: str = ""
     last: str = ""
     marker: str = ""
+    values: str = "json"
 
 
 HERMES = Written(
     '<tool_call>\n{"name": "%s", "arguments": ', "}\n</tool_call>", between="\n", marker="<tool_call>"
 )
 LLAMA3_JSON = Written('{"name": "%s", "parameters": ', "}", between="; ")
+PYTHONIC = Written("%s(", ")", first="[", between=", ", last="]", values="python")
 MISTRAL = Written("[TOOL_CALLS]%s[ARGS]", marker="[TOOL_CALLS]")
 
 
@@ -42,12 +45,9 @@ def mistral_list(space: str) -> Written:
 
 
 def written(notation: str | None, templates: tuple[str, ...]) -> Written | None:
-    """How a model with these templates writes calls; None where no grammar says it.
-
-    Python's notation has no JSON in it that could be held to a schema.
-    """
+    """How a model with these templates writes calls; None where it writes none."""
     if notation == "mistral":
         if any("[ARGS]" in source for source in templates):
             return MISTRAL
         return mistral_list(" " if any("[TOOL_CALLS] [" in source for source in templates) else "")
-    return {"hermes": HERMES, "llama3_json": LLAMA3_JSON}.get(notation or "")
+    return {"hermes": HERMES, "llama3_json": LLAMA3_JSON, "pythonic": PYTHONIC}.get(notation or "")

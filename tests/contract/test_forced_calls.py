@@ -43,7 +43,7 @@ TEMPLATES = {
     + "{{ x.split('</think>') if x }}{% if tools %}<tool_call>{% endif %}<think>\n",
     "pythonic": FLAT + "{% if tools %}[func_name1(]{% endif %}",
 }
-FORCED = [name for name in TEMPLATES if name not in ("pythonic", "thinks", "has begun to think")]
+FORCED = [name for name in TEMPLATES if name not in ("thinks", "has begun to think")]
 MARKERS = {
     "hermes": ("<tool_call>", "</tool_call>"),
     "mistral list": ("[TOOL_CALLS]", "[CALL_ID]"),
@@ -319,13 +319,11 @@ for _ in range(40):
     DEEP = {"properties": {"a": DEEP}}
 FORMAT = {"response_format": {"type": "json_object"}}
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
-    ("pythonic", {"tools": TOOLS, "tool_choice": "required"}, "tool_choice", "cannot be forced"),
-    ("pythonic", {"tools": TOOLS, "tool_choice": named("now")}, "tool_choice", "cannot be forced"),
     (
         "pythonic",
         {"tools": [tool("now", strict=True)]},
         "tools[0].function.strict",
-        "held to a schema; leave it out.",
+        "or use tool_choice",
     ),
     (
         "llama3_json",
@@ -357,6 +355,21 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
             ({"type": "object", "properties": {"a": {"not": {}}}}, 'not supported: "not"'),
             ({"properties": {"a": {"$ref": "http://x/y"}}}, "nothing is fetched"),
             (DEEP, "levels deep"),
+        )
+    ),
+    *(
+        (
+            "pythonic",
+            {
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+                "tool_choice": "required",
+            },
+            "tools",
+            says,
+        )
+        for schema, says in (
+            ({"properties": {"a": {"oneOf": [{}]}}}, 'not supported: "oneOf"'),
+            ({"properties": {"a b": {}}}, "no argument can be called 'a b'"),
         )
     ),
 ]
