@@ -181,8 +181,8 @@ def accepts(compiled: CompiledGrammars, tokenizer: Tokenizer, schema: dict[str, 
         ("more arguments", ["", "a=None", "b=3", "a=None, b=3, aa=-1"], ["a=3", "a=None, a=3", "b=None"]),
         (
             "an argument without a schema",
-            ['b={"x": [1.5, None]}, a=None'],
-            ["a=None", "b=1", "b=true, a=None"],
+            ['a=None, b={"x": [1.5, None]}'],
+            ["a=None", "b=1", "a=None, b=true"],
         ),
         (
             "dictionaries",
