@@ -26,6 +26,7 @@ STOPS = (5, 15, 25, 35, 45)
 SCOPES = [CacheScope("ann"), CacheScope("ann", b"s"), CacheScope("bob", b"s"), CacheScope("bob", b"t")]
 picks = st.integers(0, 59)
 arrivals = st.tuples(st.sampled_from(PROMPTS), st.sampled_from(SCOPES), st.booleans())
+priorities = st.sampled_from([0, 0, -1, 1, 2**31 - 1])
 texts = st.builds(
     SamplingParams,
     n=st.sampled_from([1, 1, 1, 2, 3]),
@@ -35,12 +36,13 @@ texts = st.builds(
     ignore_eos=st.booleans(),
     prompt_logprobs=st.sampled_from([None, None, None, 1]),
     logprobs=st.sampled_from([None, 0]),
-    priority=st.sampled_from([0, 0, -1, 1, 2**31 - 1]),
+    priority=priorities,
 )
 vectors = st.builds(
     SamplingParams,
     max_tokens=st.just(0),
     seed=st.integers(0, 2),
+    priority=priorities,
     pooling=st.builds(Pooling, st.sampled_from(PoolingKind)),
 )
 params = st.one_of(texts, texts, texts, texts, vectors)
@@ -109,6 +111,13 @@ class SchedMachine(RuleBasedStateMachine):
         for choice in group:
             choice.group = group
             self.choices[request_id, choice.index] = choice
+
+    @precondition(lambda self: self.core.scheduler.running and len(self.live()) < MAX_LIVE)
+    @rule(scope=st.sampled_from(SCOPES))
+    def rush(self, scope: CacheScope) -> None:
+        """A long prompt comes before all that run: its parts are planned behind their single tokens."""
+        self.add((PROMPTS[-1], scope, False), SamplingParams(max_tokens=2, priority=-5, seed=0))
+        self.step(8)
 
     @precondition(lambda self: self.core.has_work)
     @rule(count=st.integers(1, 8))
