@@ -46,6 +46,7 @@ FLAGS = {
     "--kv-cache-dtype": ("QUIRE_KV_CACHE_DTYPE", "kv_cache_dtype", "auto"),
     "--kv-cache-memory": ("QUIRE_KV_CACHE_MEMORY", "kv_cache_memory_bytes", None),
     "--no-prefix-caching": ("QUIRE_NO_PREFIX_CACHING", "prefix_caching", True),
+    "--threads": ("QUIRE_THREADS", "threads", None),
     "--seed": ("QUIRE_SEED", "seed", None),
 }
 
