@@ -12,24 +12,12 @@
 #include "buffer.h"
 #include "linear.h"
 #include "ops.h"
+#include "quantize.h"
 
 namespace {
 
-constexpr int kPieceInputs = 256;
-template <int Bits> constexpr float kInputSteps = Bits == 16 ? 8191 : 16383;
-
-// acc + a.low * b.low + a.high * b.high in each lane: halves are signed.
-INLINE I32 dot_pairs(I32 acc, I32 a, I32 b) {
-#if defined(__AVX512VNNI__)
-  return (I32)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
-#elif defined(__AVX512F__)
-  return acc + (I32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  return acc + (I32)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#else
-  return acc + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
-#endif
-}
+constexpr int kPieceInputs = kMaxDim;
+template <int Bits> constexpr int kInputSteps = Bits == 16 ? 8191 : 16383;
 
 typedef int16_t Halves __attribute__((vector_size(W * 4)));
 typedef uint16_t UHalves __attribute__((vector_size(W * 4)));
@@ -55,29 +43,21 @@ struct RoundedRows {
   int mr;
 };
 
-// One row's piece. out: the piece's first pair of this row; pairs are `stride` apart.
-template <class T>
-void round_piece(const T* x, int inputs, float steps, int32_t* out, int64_t stride, float* scale, int32_t* sum) {
-  F32 largest = {}, poison = {};  // NaN where an input is not finite: then the scale is
-  for_each_vector(inputs, [&](int64_t i, int n) {
-    F32 v = load(x + i, n);
-    largest = max(largest, max(v, -v));
-    poison += v * 0.0f;
-  });
-  float top = max_lanes(largest), per_step = top > 1e-30f ? steps / top : 0;
+// One row's piece. out: the piece's first pair of this row; pairs are `stride` apart. What is not finite makes the
+// scale, and so the row, NaN.
+template <int kTop, class T>
+void round_piece(const T* x, int inputs, int32_t* out, int64_t stride, float* scale, int32_t* sum) {
+  alignas(64) int16_t steps[kPieceInputs];
+  *scale = quantize_row<kTop>(x, steps, inputs);
   int32_t total = 0;
-  for_each_vector(inputs, [&](int64_t i, int n) {
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-    I32 step = (I32)(load(x + i, n) * per_step + kRound) - (I32)splat(kRound);
-    for (int j = 0; j < n; j += 2) {
-      out[(i + j) / 2 * stride] = (step[j] & 0xffff) | step[j + 1] << 16;
-      total += step[j] + step[j + 1];
-    }
-  });
-  *scale = top / steps + sum_lanes(poison), *sum = total;
+  for (int i = 0; i < inputs; i += 2) {
+    out[i / 2 * stride] = load_as<int32_t>(steps + i);
+    total += steps[i] + steps[i + 1];
+  }
+  *sum = total;
 }
 
-template <class T> void round_rows(const QuantizedArgs& a, int64_t piece, float steps, const RoundedRows& to) {
+template <int kTop, class T> void round_rows(const QuantizedArgs& a, int64_t piece, const RoundedRows& to) {
   parallel_for((a.rows + to.mr - 1) / to.mr, 32768 / a.inputs + 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin * to.mr; row < end * to.mr && row < a.rows; row++) {
       int64_t first = row / to.mr * to.mr, height = a.rows - first < to.mr ? a.rows - first : to.mr;
@@ -85,7 +65,7 @@ template <class T> void round_rows(const QuantizedArgs& a, int64_t piece, float 
       int32_t* pair = to.pair + first * a.inputs / 2 + row - first;
       for (int64_t p = 0, k = 0; k < a.inputs; p++, k += piece) {
         int inputs = a.inputs - k < piece ? (int)(a.inputs - k) : (int)piece;
-        round_piece(x + k, inputs, steps, pair + k / 2 * height, height, to.scale + p * to.rows + row,
+        round_piece<kTop>(x + k, inputs, pair + k / 2 * height, height, to.scale + p * to.rows + row,
                     to.sum + p * to.rows + row);
       }
     }
@@ -226,7 +206,7 @@ template <class T, int Bits> void linear_quantized_of(const QuantizedArgs& a) {
   int64_t piece = a.group < kPieceInputs ? a.group : kPieceInputs, pieces = (a.inputs + piece - 1) / piece;
   pairs.reserve(a.rows * a.inputs / 2), row_sums.reserve(a.rows * pieces), scales.reserve(a.rows * pieces);
   RoundedRows left = {pairs.data, scales.data, row_sums.data, a.inputs, a.rows, tile_height(a.rows)};
-  round_rows<T>(a, piece, kInputSteps<Bits>, left);
+  round_rows<kInputSteps<Bits>, T>(a, piece, left);
   for_each_panel_group(a.rows, a.inputs, a.outputs, left.mr, [&](int64_t row, int rows, int64_t panel, int64_t end) {
     quantized_item<T, Bits>(a, left, piece, row, rows, panel, end);
   });

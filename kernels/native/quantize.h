@@ -1,4 +1,5 @@
-// int8 keys and values: how rows of floats become whole numbers with one factor each, and how those multiply.
+// How rows of floats become whole numbers with one factor each, and how those multiply: for int8 keys and values, and
+// for the inputs of quantised linears.
 //
 // A key or value of one token and kv head is D bytes and a factor, max |x| / 127. The other side of each product
 // (a query, the weights of a step) becomes int16, so int16 pairs times int8 pairs add up in int32 without a loss:
@@ -14,6 +15,21 @@ constexpr int kFactorBytes = sizeof(float);
 typedef int16_t I16 __attribute__((vector_size(W * 4)));  // 2 W lanes
 typedef int8_t I8 __attribute__((vector_size(W * 2)));
 
+// acc + a.low * b.low + a.high * b.high in each lane, of signed halves.
+INLINE I32 dot_pairs(I32 acc, I32 a, I32 b) {
+#if defined(__AVX512VNNI__)
+  return (I32)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+  return acc + (I32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return acc + (I32)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return acc + (I32)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  return acc + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
 struct MulInt8 {
   typedef int8_t Stored;
   typedef int16_t Left;
@@ -22,20 +38,7 @@ struct MulInt8 {
   static INLINE Right load_right(const Stored* p) { return {__builtin_convertvector(load_as<I8>(p), I16)}; }
   // What lies past the last token is some number, and its weight is 0.
   static INLINE Right load_first(const Stored* p) { return load_right(p); }
-  static INLINE I32 fma(I32 acc, const Left* a, Right b) {
-#if defined(__AVX512VNNI__)
-    return (I32)_mm512_dpwssd_epi32((__m512i)acc, _mm512_set1_epi32(load_as<int>(a)), (__m512i)b.v);
-#elif defined(__AVX512BW__)
-    return acc + (I32)_mm512_madd_epi16(_mm512_set1_epi32(load_as<int>(a)), (__m512i)b.v);
-#elif defined(__AVX2__)
-    return acc + (I32)_mm256_madd_epi16(_mm256_set1_epi32(load_as<int>(a)), (__m256i)b.v);
-#elif defined(__SSE2__)
-    return acc + (I32)_mm_madd_epi16(_mm_set1_epi32(load_as<int>(a)), (__m128i)b.v);
-#else
-    I32 pair = (I32)b.v;
-    return acc + a[0] * ((pair << 16) >> 16) + a[1] * (pair >> 16);
-#endif
-  }
+  static INLINE I32 fma(I32 acc, const Left* a, Right b) { return dot_pairs(acc, load_as<int>(a) + I32{}, (I32)b.v); }
 };
 
 typedef int16_t I16Half __attribute__((vector_size(W * 2)));
@@ -73,7 +76,7 @@ template <int kTop, class Q> INLINE float quantize(const float* x, Q* q, int n) 
 // The same for n <= kMaxDim elements of any type; q has room for whole vectors.
 template <int kTop, class T, class Q> INLINE float quantize_row(const T* x, Q* q, int n) {
   alignas(64) float row[kMaxDim];
-  for_each_vector(n, [&](int64_t i, int part) { store(row + i, load(x + i, part)); });
+  for_each_vector(n, [&](int64_t i, int part) { store(row + i, load(x + i, part)); });  // whole vectors: 0 after the last
   return quantize<kTop>(row, q, (n + W - 1) / W * W);
 }
 
