@@ -30,8 +30,9 @@ def pack_linear(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
     """Packs a weight. On a CPU the result is a copy: the caller may keep the original or drop it."""
     kind = _kind(weight_OI)
     outputs, inputs = weight_OI.shape
-    if kind == "native" and rounds_bf16(weight_OI):
-        return pack_rounded(weight_OI, bias_O)
+    rounded = pack_rounded(weight_OI, bias_O) if kind == "native" and rounds_bf16(weight_OI) else None
+    if rounded is not None:
+        return rounded
     if kind == "native":
         return PackedLinear(kind, _pack_native(weight_OI.contiguous()), bias_O, outputs, inputs)
     if kind == "onednn":

@@ -86,15 +86,14 @@ def rounds_bf16(weight_OI: Tensor) -> bool:
         weight_OI.dtype == torch.bfloat16
         and not native.multiplies_bf16()
         and weight_OI.shape[1] % _ROUNDED_GROUP == 0
-        and bool(weight_OI.isfinite().all())
     )
 
 
-def pack_rounded(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
+def pack_rounded(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear | None:
     """Packs a bf16 weight as 12-bit integers, with a power of two for every 64 inputs of an output.
 
     A weight down to a sixteenth of its group's largest is exact; what smaller ones lose is less than a bf16
-    result loses in its last bit.
+    result loses in its last bit. None where a weight is not finite, which integers cannot be.
     """
     lib = library()
     assert lib is not None
@@ -106,6 +105,8 @@ def pack_rounded(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
     lib.quire_round_bf16(
         weight_OI.data_ptr(), packed.data_ptr(), scale.data_ptr(), outputs, inputs, _ROUNDED_GROUP
     )
+    if not scale.isfinite().all():
+        return None
     return PackedLinear("native_quantized", packed, bias_O, outputs, inputs, 16, scale)
 
 

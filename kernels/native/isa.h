@@ -8,4 +8,4 @@
 #include "sample.h"
 #include "write_kv.h"
 
-#define QUIRE_OPS {paged_attention, write_kv, rms_norm, rotary, gate_mul, linear, sample, penalize, mask_tokens, logprobs, pack_linear, linear_quantized}
+#define QUIRE_OPS {paged_attention, write_kv, rms_norm, rotary, gate_mul, linear, sample, penalize, mask_tokens, logprobs, pack_linear, linear_quantized, round_bf16}

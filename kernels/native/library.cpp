@@ -118,9 +118,9 @@ EXPORT void quire_pack_quantized(int bits, const int8_t* value_OI, uint32_t* pac
 }
 
 // `scale` has room for [panels, inputs / group, 64] floats. Finite weights only.
-EXPORT void quire_round_bf16(const uint16_t* weight_OI, uint32_t* packed, float* scale, int64_t outputs,
+EXPORT void quire_round_bf16(const void* weight_OI, uint32_t* packed, float* scale, int64_t outputs,
                              int64_t inputs, int64_t group) {
-  round_bf16(weight_OI, packed, scale, outputs, inputs, group);
+  ops().round_bf16(weight_OI, packed, scale, outputs, inputs, group);
 }
 
 EXPORT void quire_linear_quantized(int dtype, const void* x_TI, const uint32_t* packed, const float* scale,

@@ -34,6 +34,43 @@ template <int Bits> INLINE I32 unpack_pair(const uint32_t* p, int j) {
   }
 }
 
+// One output's group of bf16 weights as 12-bit integers; returns what they are multiplied with, a power of two. Exact
+// for every weight down to a sixteenth of the largest. NaN where a weight is not finite. words: every 64th is this
+// output's.
+INLINE float round_group(const bf16* w, int inputs, uint32_t* words) {
+  alignas(64) int16_t steps[kPieceInputs];
+  F32 largest = {}, check = {};
+  for (int i = 0; i < inputs; i += W) {
+    largest = max(largest, (F32)((U32)load(w + i) & 0x7fffffff));
+    check += load(w + i) * 0.0f;
+  }
+  float top = max_lanes(largest), finite = sum_lanes(check);
+  if (finite != 0.0f) return finite;
+  int exponent = ilogbf(top + 0x1p-110f);
+  float per_step = ldexpf(1.0f, 10 - exponent);  // the largest becomes 1024 to 2047, or 2048 by rounding
+  for (int i = 0; i < inputs; i += W) {
+    I32 step = nearest(load(w + i) * per_step);
+    store_narrow(steps + i, step > 2047 ? I32{} + 2047 : step < -2047 ? I32{} - 2047 : step);
+  }
+  for (int i = 0; i < inputs; i += 2) words[i / 2 * kPanel] = load_as<uint32_t>(steps + i);
+  return 1.0f / per_step;
+}
+
+// packed and scale as in QuantizedArgs, in groups of `group` inputs, a multiple of 16 up to 256.
+void round_bf16(const void* weight_OI, uint32_t* packed, float* scale, int64_t outputs, int64_t inputs, int64_t group) {
+  int64_t groups = inputs / group;
+  parallel_for((outputs + kPanel - 1) / kPanel, 1, [&](int64_t begin, int64_t end) {
+    memset(packed + begin * kPanel * inputs / 2, 0, (end - begin) * kPanel * inputs * 2);
+    memset(scale + begin * kPanel * groups, 0, (end - begin) * kPanel * groups * sizeof(float));
+    for (int64_t o = begin * kPanel; o < end * kPanel && o < outputs; o++)
+      for (int64_t g = 0; g < groups; g++) {
+        uint32_t* words = packed + (o / kPanel * inputs + g * group) / 2 * kPanel + o % kPanel;
+        scale[(o / kPanel * groups + g) * kPanel + o % kPanel] =
+            round_group((const bf16*)weight_OI + o * inputs + g * group, (int)group, words);
+      }
+  });
+}
+
 // The left side: rounded rows, their scales and sums. Pairs are in blocks of mr rows, inside a block pair by pair.
 struct RoundedRows {
   int32_t* pair;

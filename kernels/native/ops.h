@@ -93,6 +93,8 @@ struct Ops {
   void (*logprobs)(const LogprobsArgs& args);
   void (*pack_linear)(int dtype, const void* weight_OI, void* packed, int64_t outputs, int64_t inputs);
   void (*linear_quantized)(int dtype, const QuantizedArgs& args);
+  void (*round_bf16)(const void* weight_OI, uint32_t* packed, float* scale, int64_t outputs, int64_t inputs,
+                     int64_t group);
 };
 
 extern const Ops ops_generic, ops_avx2, ops_avx512, ops_avx512_bf16;
