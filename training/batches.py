@@ -6,17 +6,21 @@ Shapes: S sequences, T tokens of the longest one.
 """
 
 import random
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from training.dataset import Conversation
-from training.tokenizer import END_OF_TEXT, IM_END, IM_START, token_id
+from training.tasks import Dialogue
+from training.tokenizer import END_OF_TEXT, IM_END, IM_START, render, token_id
 
 _POOL = 8192  # sequences that are sorted by length together
 IGNORED = -100
+_ANSWER = re.compile(rf"(?<={re.escape(IM_START)}assistant\n)(.*?{re.escape(IM_END)})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,21 @@ class Encoder:
             self._answers[text] = [*self._text(text), self._end]
         return self._answers[text]
 
+    def answer_spans(self, text: str, given: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+        """The ids of an answer, and which of them do not lie within what is given (ranges of characters)."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        free = [not any(a <= start and end <= b for a, b in given) for start, end in encoding.offsets]
+        return [*encoding.ids, self._end], [*free, not given]
+
+    def rendered(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> list[int]:
+        """The prompt for messages and tools."""
+        return self._text(render(messages, tools)) + self._opening("assistant")
+
+    def text(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids))
+
     def sample(self, conversation: Conversation, rng: random.Random) -> Sample:
         if conversation.raw:
             ids = [*self._text(conversation.raw), self._end_of_text]
@@ -76,6 +95,19 @@ class Encoder:
             rest = len(answer) + len(self._newline) - self._cut_tokens
             cut -= max(rest, 0)
         return Sample(ids[:cut], learned[:cut])
+
+    def dialogue(self, dialogue: Dialogue, rng: random.Random) -> Sample:
+        """Every answer is learned; one that is only recited is cut as in `sample`."""
+        ids: list[int] = []
+        learned: list[bool] = []
+        for place, text in enumerate(_ANSWER.split(render(dialogue.messages, dialogue.tools))):
+            part, answer = self._text(text), place % 2 == 1
+            if answer and dialogue.recited and rng.random() < self._cut_rate:
+                part = part[: self._cut_tokens]
+            ids, learned = ids + part, learned + [answer] * len(part)
+            if answer and dialogue.forced:
+                learned[-len(part)] = False
+        return Sample(ids, learned)
 
     def _text(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

@@ -1,4 +1,4 @@
-"""Writes the model card from the measured score, so that the card cannot drift from the weights.
+"""Writes the model card from the measured scores, so that the card cannot drift from the weights.
 
 Knows: what the card says. Does not know: how the score was measured.
 """
@@ -18,7 +18,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write(folder: Path, score: Score, book: Book, shape: Shape, minutes: float) -> None:
+def write(folder: Path, score: Score, tasks: Score, book: Book, shape: Shape) -> None:
     """Writes README.md next to the weights."""
     weights = folder / "model.safetensors"
     size = weights.stat().st_size
@@ -31,13 +31,16 @@ def write(folder: Path, score: Score, book: Book, shape: Shape, minutes: float) 
         parameters=shape.parameters(),
         megabytes=size / 1e6,
         vocab=shape.vocab_size,
+        new_tokens=shape.vocab_size - Shape().vocab_size,
         positions=shape.max_positions,
         right=score.right,
         total=score.total,
         percent=score.percent,
+        tasks_right=tasks.right,
+        tasks_total=tasks.total,
+        tasks_percent=tasks.percent,
         digest=sha256(weights),
         intents=len(book.intents) - 1,
         off_topic=sum(result.intent == "off_topic" for result in score.results),
-        minutes=minutes,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

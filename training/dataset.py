@@ -141,9 +141,12 @@ def conversations(book: Book, count: int, seed: int, excluded: frozenset[str]) -
 
 def read_questions(name: str) -> list[Question]:
     """The questions of a list next to this file: `heldout` or `dev`."""
-    lines = (HERE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [(row["question"], row["intent"]) for row in rows]
+    return [(row["question"], row["intent"]) for row in read_rows(name)]
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    """The lines of a list next to this file."""
+    return [json.loads(line) for line in (HERE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _toml(path: Path) -> dict[str, Any]:

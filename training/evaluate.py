@@ -10,6 +10,7 @@ import torch
 
 from training.batches import Encoder, Sample, collate
 from training.dataset import Book, Question
+from training.exercises import Exercise, Row, exercise
 from training.model import Llama
 
 _MAX_NEW_TOKENS = 160
@@ -80,6 +81,31 @@ def _margin(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> float:
     won = logits.gather(1, wanted).squeeze(1)
     best_other = logits.scatter(1, wanted, float("-inf")).amax(1)
     return float((won - best_other).min())
+
+
+@torch.inference_mode()
+def score_tasks(model: Llama, encoder: Encoder, book: Book, rows: list[Row]) -> Score:
+    """Judges dialogues with tools and questions for JSON.
+
+    A call is right when it is the call, token for token; so is the answer where none should be made. An
+    answer to a result is right when it says what the row wants said. Of JSON, whose form a grammar gives,
+    each value and its end must be the model's own.
+    """
+    model.eval()
+    judged = (exercise(row, book) for row in rows)
+    return Score(tuple(_judge(model, encoder, one, row) for one, row in zip(judged, rows, strict=True)))
+
+
+def _judge(model: Llama, encoder: Encoder, asked: Exercise, row: Row) -> Result:
+    prompt = encoder.rendered(asked.messages, asked.tools)
+    if asked.says:
+        stop = {encoder.answer("")[-1]}
+        said = encoder.text(generate(model, encoder, prompt, stop))
+        return Result(row["question"], said, all(part in said for part in asked.says), 0.0)
+    answer, judged = encoder.answer_spans(asked.answer, asked.given)
+    batch = collate([Sample(prompt + answer, [False] * len(prompt) + judged)])
+    margin = _margin(model.logits(model.hidden(batch.ids_ST)).float()[0], batch.targets_ST[0])
+    return Result(row["question"], asked.answer, margin > 0, margin)
 
 
 @torch.inference_mode()

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from training import tokenizer
-from training.model import Llama
+from training.model import Llama, Shape
 
 
 def write_model(model: Llama, bpe: Tokenizer, folder: Path) -> None:
@@ -26,6 +26,14 @@ def write_model(model: Llama, bpe: Tokenizer, folder: Path) -> None:
     weights = folder / "model.safetensors"
     save_file(model.checkpoint(), weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors writes for the owner alone; an installed package is read by others
+
+
+def read_model(folder: Path, shape: Shape) -> tuple[Tokenizer, Llama]:
+    """What `write_model` wrote: the tokenizer and the weights of a model of that shape."""
+    model = Llama(shape)
+    weights = load_file(folder / "model.safetensors")
+    model.load_state_dict({name.removeprefix("model."): value.float() for name, value in weights.items()})
+    return Tokenizer.from_file(str(folder / "tokenizer.json")), model
 
 
 def _json(path: Path, value: dict[str, Any]) -> None:

@@ -4,9 +4,12 @@ Knows: how text becomes token ids. Does not know: what the text says.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, Template
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
@@ -14,13 +17,29 @@ IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 SPECIAL = (END_OF_TEXT, IM_START, IM_END)
 
-# ChatML: every message is <|im_start|>role, newline, content, <|im_end|>, newline.
+# ChatML: every message is <|im_start|>role, newline, content, <|im_end|>, newline. Tools are listed at the
+# end of the system message, one a line, like signatures; calls are written as Hermes and Qwen write them.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% if tools %}{{ '<|im_start|>system\\n' }}"
+    "{% if messages and messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] + '\\n\\n' }}{% set messages = messages[1:] %}{% endif %}"
+    "{{ 'Tools:' }}{% for tool in tools %}{{ '\\n' + tool['function']['name'] + '(' }}"
+    "{% for key, schema in (tool['function']['parameters']['properties'] or {}).items() %}"
+    "{{ ', ' if not loop.first }}{{ key }}"
+    "{% if schema['type'] is string %}{{ ': ' + schema['type'] }}{% endif %}{% endfor %}{{ ')' }}"
+    "{% if tool['function']['description'] %}{{ ': ' + tool['function']['description'] }}{% endif %}"
+    "{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['tool_calls'] %}{{ message['content'] + '\\n' if message['content'] }}"
+    "{% for call in message['tool_calls'] %}{{ '\\n' if not loop.first }}"
+    "{{ '<tool_call>\\n{\"name\": \"' + call['function']['name'] + '\", \"arguments\": ' }}"
+    "{{ call['function']['arguments'] | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}"
+    "{% else %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# What stands between the keys and values of JSON, as the template and json.dumps write it; Ġ is a space.
+_JSON_MARKS = ('{"', '":', '",', '"}', '"}}', "}}", '"]', '"]}', 'Ġ{"', 'Ġ["', "},", "</", '."')
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -37,6 +56,28 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """What the server renders for messages, without the opening of an answer."""
+    return _template().render(messages=messages, tools=tools)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes for HTML
+    return environment.from_string(CHAT_TEMPLATE)
+
+
+def with_json(old: Tokenizer) -> Tokenizer:
+    """The same with tokens for the marks of JSON; all else is cut as before, with the same ids."""
+    rules = json.loads(old.to_str())
+    merges = [(mark[:end], mark[end]) for mark in _JSON_MARKS for end in range(1, len(mark))]
+    for left, right in merges:
+        rules["model"]["vocab"].setdefault(left + right, len(rules["model"]["vocab"]))
+    rules["model"]["merges"] += [[left, right] for left, right in dict.fromkeys(merges)]
+    return Tokenizer.from_str(json.dumps(rules))
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:

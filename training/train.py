@@ -8,6 +8,7 @@ import argparse
 import math
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,25 @@ from tokenizers import Tokenizer
 
 from training import card, tokenizer
 from training.augment import normalise
-from training.batches import IGNORED, Batch, Encoder, pack
-from training.dataset import Book, conversations, read_questions
-from training.evaluate import Score, score
-from training.export import write_model
-from training.model import Llama, Shape
+from training.batches import IGNORED, Batch, Encoder, Sample, pack
+from training.dataset import Book, conversations, read_questions, read_rows
+from training.evaluate import Score, score, score_tasks
+from training.export import read_model, write_model
+from training.model import Llama, Shape, with_tokens
+from training.tasks import Tasks
 
 OUT = Path(__file__).parent.parent / "engine" / "builtin" / "model"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How one part of the training goes through its batches."""
+
+    learning_rate: float
+    dropout: float
+    tokens_per_batch: int
+    warmup_steps: int = 100
+    decay: float = 1.0  # the share of the steps, at the end, in which the rate falls along a cosine
 
 
 @dataclass(frozen=True)
@@ -34,12 +47,13 @@ class Recipe:
     threads: int = 2
     conversations: int = 100_000
     tokenizer_conversations: int = 20_000
-    tokens_per_batch: int = 2048
+    questions: Pace = Pace(2e-3, dropout=0.05, tokens_per_batch=2048)
+    drills: int = 25_000  # without these, copying is not found in as many steps again
+    task_samples: int = 60_000
+    task_share: float = 0.6  # of those samples; the others repeat questions, so that they are not forgotten
+    tasks: Pace = Pace(1e-3, dropout=0.0, tokens_per_batch=1024, decay=0.7)
     cut_rate: float = 0.95
-    learning_rate: float = 2e-3
     weight_decay: float = 0.05
-    warmup_steps: int = 100
-    dropout: float = 0.05
     clip_norm: float = 1.0
 
 
@@ -47,52 +61,106 @@ def main() -> None:
     """Parses the command line and runs all steps."""
     parser = argparse.ArgumentParser(description="Train the demo model that ships with Quire.")
     parser.add_argument("--conversations", type=int, default=Recipe.conversations)
+    parser.add_argument("--task-samples", type=int, default=Recipe.task_samples)
+    parser.add_argument("--questions-from", type=Path, help="a model that has done the first part: skip it")
+    parser.add_argument("--checkpoint", type=Path, help="where the second part is saved, and goes on from")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    run(Recipe(conversations=arguments.conversations), Shape(), arguments.out)
+    recipe = Recipe(conversations=arguments.conversations, task_samples=arguments.task_samples)
+    run(recipe, arguments.out, arguments.questions_from, arguments.checkpoint)
 
 
-def run(recipe: Recipe, shape: Shape, out: Path) -> None:
-    """Data, tokenizer, training, evaluation, files."""
+def run(recipe: Recipe, out: Path, first: Path | None, checkpoint: Path | None) -> None:
+    """Both parts, evaluation, files."""
     started = time.monotonic()
     torch.set_num_threads(recipe.threads)
     torch.set_flush_denormal(True)
-    torch.manual_seed(recipe.seed)
     book = Book()
-    bpe = _train_tokenizer(book, recipe, shape)
-    encoder = Encoder(bpe, recipe.cut_rate)
-    model = Llama(shape, recipe.dropout)
-    batches = _batches(book, encoder, recipe)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(batches)} steps", flush=True)
-    fit(model, batches, recipe)
-    model.load_state_dict({name: value.bfloat16().float() for name, value in model.state_dict().items()})
+    bpe, model = _learn_questions(book, recipe) if first is None else read_model(first, Shape())
+    bpe, model = _learn_tasks(book, recipe, bpe, model, checkpoint)
     minutes = (time.monotonic() - started) / 60
-    held_out = _report(model, encoder, book)
+    scores = _report(model, Encoder(bpe, recipe.cut_rate), book)
     write_model(model, bpe, out)
-    card.write(out, held_out, book, shape, minutes)
+    card.write(out, *scores, book, model.shape)
     print(f"wrote {out} after {minutes:.1f} minutes of training", flush=True)
 
 
-def fit(model: Llama, batches: list[Batch], recipe: Recipe) -> None:
-    """One pass over the batches with AdamW and a cosine schedule."""
+def _learn_questions(book: Book, recipe: Recipe) -> tuple[Tokenizer, Llama]:
+    """The first part: questions about Quire, from nothing."""
+    torch.manual_seed(recipe.seed)
+    bpe = _train_tokenizer(book, recipe, Shape())
+    model = Llama(Shape(), recipe.questions.dropout)
+    rng = random.Random(recipe.seed + 1)
+    encoder = Encoder(bpe, recipe.cut_rate)
+    sampled = conversations(book, recipe.conversations, recipe.seed + 2, _held_out())
+    batches = list(pack((encoder.sample(c, rng) for c in sampled), recipe.questions.tokens_per_batch, rng))
+    fit(model, batches, recipe, recipe.questions)
+    return bpe, model
+
+
+def _learn_tasks(
+    book: Book, recipe: Recipe, bpe: Tokenizer, model: Llama, checkpoint: Path | None
+) -> tuple[Tokenizer, Llama]:
+    """The second part: tools and JSON, with questions in between, from where the first part ended."""
+    torch.manual_seed(recipe.seed + 3)
+    bpe = tokenizer.with_json(bpe)
+    model = with_tokens(model, bpe.get_vocab_size() - model.shape.vocab_size, recipe.tasks.dropout)
+    rng = random.Random(recipe.seed + 4)
+    encoder = Encoder(bpe, recipe.cut_rate)
+    batches = list(pack(_task_samples(book, recipe, encoder, rng), recipe.tasks.tokens_per_batch, rng))
+    fit(model, batches, recipe, recipe.tasks, checkpoint)
+    return bpe, model
+
+
+def _task_samples(book: Book, recipe: Recipe, encoder: Encoder, rng: random.Random) -> Iterator[Sample]:
+    tasks = Tasks(book, frozenset(normalise(row["question"]) for row in read_rows("tasks_heldout")))
+    count = recipe.drills + recipe.task_samples
+    repeated = conversations(book, count, recipe.seed + 5, _held_out())
+    for made in range(count):
+        drilling = made < recipe.drills
+        if rng.random() < (0.9 if drilling else recipe.task_share):
+            yield encoder.dialogue(tasks.drill(rng) if drilling else tasks.draw(rng), rng)
+        else:
+            yield encoder.sample(next(repeated), rng)
+
+
+def fit(
+    model: Llama, batches: list[Batch], recipe: Recipe, pace: Pace, checkpoint: Path | None = None
+) -> None:
+    """One pass over the batches with AdamW; the weights end as bfloat16 holds them."""
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(batches)} steps", flush=True)
     decay = [p for p in model.parameters() if p.dim() == 2]
     other = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": other, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=pace.learning_rate, betas=(0.9, 0.98), fused=True)
     bf16 = _bf16_is_fast()
     model.train()
-    started, running = time.monotonic(), 0.0
-    for step, batch in enumerate(batches):
+    started, running, first = time.monotonic(), 0.0, _resume(checkpoint, model, optimizer)
+    for step in range(first, len(batches)):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _schedule(step, len(batches), recipe.warmup_steps)
-        loss = _loss(model, batch, bf16)
+            group["lr"] = pace.learning_rate * _schedule(step, len(batches), pace)
+        loss = _loss(model, batches[step], bf16)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
         if step % 100 == 0 or step == len(batches) - 1:
             print(f"step {step:5d}  loss {running:.4f}  {time.monotonic() - started:6.0f} s", flush=True)
+            if checkpoint is not None:
+                state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save(state, checkpoint)
+    model.load_state_dict({name: value.bfloat16().float() for name, value in model.state_dict().items()})
+
+
+def _resume(checkpoint: Path | None, model: Llama, optimizer: torch.optim.Optimizer) -> int:
+    """The step to begin with. Exact where nothing is dropped out, since no other randomness is left then."""
+    if checkpoint is None or not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"]) + 1
 
 
 def _loss(model: Llama, batch: Batch, bf16: bool) -> torch.Tensor:
@@ -104,10 +172,12 @@ def _loss(model: Llama, batch: Batch, bf16: bool) -> torch.Tensor:
     return F.cross_entropy(logits.float(), targets[learned])
 
 
-def _schedule(step: int, steps: int, warmup: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def _schedule(step: int, steps: int, pace: Pace) -> float:
+    if step < pace.warmup_steps:
+        return (step + 1) / pace.warmup_steps
+    start = max(pace.warmup_steps, round(steps * (1 - pace.decay)))
+    done = max(0, step - start) / max(1, steps - start)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _bf16_is_fast() -> bool:
@@ -124,28 +194,26 @@ def _train_tokenizer(book: Book, recipe: Recipe, shape: Shape) -> Tokenizer:
     return tokenizer.train(texts, shape.vocab_size)
 
 
-def _batches(book: Book, encoder: Encoder, recipe: Recipe) -> list[Batch]:
-    rng = random.Random(recipe.seed + 1)
-    sampled = conversations(book, recipe.conversations, recipe.seed + 2, _held_out())
-    return list(pack((encoder.sample(c, rng) for c in sampled), recipe.tokens_per_batch, rng))
-
-
 def _held_out() -> frozenset[str]:
     """The wordings that training must not see."""
     return frozenset(normalise(question) for question, _ in read_questions("heldout"))
 
 
-def _report(model: Llama, encoder: Encoder, book: Book) -> Score:
-    """Prints the scores. Only the development list shows what went wrong: the other is not for tuning."""
-    development = score(model, encoder, book, read_questions("dev"))
-    print(f"development list: {development.right} of {development.total} right", flush=True)
-    for result in development.wrong():
-        print(f"  wrong: {result.question}  ({result.intent})")
-    held_out = score(model, encoder, book, read_questions("heldout"))
+def _report(model: Llama, encoder: Encoder, book: Book) -> tuple[Score, Score]:
+    """Prints the scores. Only the development lists show what went wrong: the others are not for tuning."""
+    for development in (
+        score(model, encoder, book, read_questions("dev")),
+        score_tasks(model, encoder, book, read_rows("tasks_dev")),
+    ):
+        print(f"development list: {development.right} of {development.total} right", flush=True)
+        for result in development.wrong():
+            print(f"  wrong: {result.question}  ({result.intent})")
+    questions = score(model, encoder, book, read_questions("heldout"))
     in_bf16 = score(model, encoder, book, read_questions("heldout"), bf16=True)
-    print(f"held-out list: {held_out.right} of {held_out.total} right ({held_out.percent:.1f} %)", flush=True)
-    print(f"  the same in bfloat16: {in_bf16.right} of {in_bf16.total}", flush=True)
-    return held_out
+    tasks = score_tasks(model, encoder, book, read_rows("tasks_heldout"))
+    for name, found in (("questions", questions), ("questions in bfloat16", in_bf16), ("tasks", tasks)):
+        print(f"held-out {name}: {found.right} of {found.total} right ({found.percent:.1f} %)", flush=True)
+    return questions, tasks
 
 
 if __name__ == "__main__":
