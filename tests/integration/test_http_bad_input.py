@@ -591,7 +591,7 @@ async def test_good_hosts(server: Server, host: str) -> None:
         ("DELETE", "/v1/chat/completions", 405),
         ("GET", "/v1/completions", 405),
         ("POST", "/health", 405),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/images/generations", 404),
     ],
 )
 async def test_addresses(server: Server, method: str, path: str, status: int) -> None:

@@ -17,7 +17,7 @@ def test_kv_manager_does_what_the_naive_model_says(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("machine", [WeakHashKVMachine, ConstantHashKVMachine])
 def test_forged_hashes_are_harmless(machine: type[KVMachine], capsys: pytest.CaptureFixture[str]) -> None:
-    steps = run_machine(machine, examples=40, steps=100)
+    steps = run_machine(machine, examples=48, steps=100)
     with capsys.disabled():
         print(f"[{machine.__name__}: {steps} steps] ", end="")
     assert steps >= 2_000
