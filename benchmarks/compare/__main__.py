@@ -26,7 +26,7 @@ QUANTISED = ["quire:int8", "llama.cpp:q8_0", "quire:int4", "llama.cpp:q4_0"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     content = json.loads(args.source.read_text()) if args.source else _measure(args)
     print(f"\n{render(content)}")
     if args.page is not None:
@@ -51,7 +51,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     return findings.content
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
         description="Compare Quire with other servers under the same loads, in turn, on this machine.",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.compare.__main__ import make_parser as compare_parser
 from server import settings, terminal
 from server.bench.options import make_parser
 
@@ -105,7 +106,8 @@ def test_every_flag_mentioned_exists(page: Path) -> None:
         pytest.skip("speaks of other programs' flags")
     text = re.sub(r"^.*\b(pip|docker|git|curl|make|python -m venv)\b.*$", "", page.read_text(), flags=re.M)
     flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*[a-z])", text))
-    known = serve_options() | options_of(make_parser()) | options_of(terminal.make_parser()) | SCRIPT_FLAGS
+    parsers = (make_parser(), terminal.make_parser(), compare_parser())
+    known = serve_options().union(SCRIPT_FLAGS, *map(options_of, parsers))
     assert flags - known == set()
 
 
