@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bit integers: choosing them, undoing it, and the products.
+"""Weights in integers of 8 or 4 bits, and bf16 ones as 12 bits: choosing them, undoing it, and the products.
 
 The native library multiplies integers with integers (`kernels/native/linear_quantized.h`). Without it, and
 for sizes it does not take, plain torch turns a few rows of the weight back into floats at a time: small, and
@@ -19,7 +19,7 @@ from kernels.native import library as native
 from kernels.native.library import DTYPE_CODE, library
 from kernels.types import PackedLinear, QuantizedWeight
 
-_PANEL = 64  # outputs per panel of the native library
+PANEL = 64  # outputs per panel of the native library
 _ROUNDED_GROUP = 64  # inputs that share a scale where bf16 becomes integers
 _PIECE = 256  # inputs that it sums at a time at most
 _CHUNK = 1 << 18  # elements in floats at a time
@@ -99,9 +99,9 @@ def pack_rounded(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear | Non
     assert lib is not None
     weight_OI = weight_OI.contiguous()
     outputs, inputs = weight_OI.shape
-    panels, groups = -(-outputs // _PANEL), inputs // _ROUNDED_GROUP
-    packed = torch.empty((panels * _PANEL, inputs // 2), dtype=torch.int32)
-    scale = torch.empty((panels, groups, _PANEL), dtype=torch.float32)
+    panels, groups = -(-outputs // PANEL), inputs // _ROUNDED_GROUP
+    packed = torch.empty((panels * PANEL, inputs // 2), dtype=torch.int32)
+    scale = torch.empty((panels, groups, PANEL), dtype=torch.float32)
     lib.quire_round_bf16(
         weight_OI.data_ptr(), packed.data_ptr(), scale.data_ptr(), outputs, inputs, _ROUNDED_GROUP
     )
@@ -131,7 +131,7 @@ def _pack_native(w: QuantizedWeight) -> Tensor:
     assert lib is not None
     value_OI = w.value_OI.contiguous()
     outputs, inputs = value_OI.shape
-    packed = torch.empty((-(-outputs // _PANEL) * _PANEL, inputs * w.bits // 32), dtype=torch.int32)
+    packed = torch.empty((-(-outputs // PANEL) * PANEL, inputs * w.bits // 32), dtype=torch.int32)
     lib.quire_pack_quantized(w.bits, value_OI.data_ptr(), packed.data_ptr(), outputs, inputs)
     return packed
 
@@ -139,8 +139,8 @@ def _pack_native(w: QuantizedWeight) -> Tensor:
 def _in_panels(x_OG: Tensor) -> Tensor:
     """`[panels, G, 64]`, zeros after the last output."""
     outputs, groups = x_OG.shape
-    padded = F.pad(x_OG, (0, 0, 0, -outputs % _PANEL))
-    return padded.view(-1, _PANEL, groups).transpose(1, 2).contiguous()
+    padded = F.pad(x_OG, (0, 0, 0, -outputs % PANEL))
+    return padded.view(-1, PANEL, groups).transpose(1, 2).contiguous()
 
 
 def _linear_native(x_TI: Tensor, packed: PackedLinear) -> Tensor:

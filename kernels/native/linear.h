@@ -15,7 +15,7 @@
 
 namespace {
 
-constexpr int kChunkRows = 48;    // rows per work item, a multiple of every MR
+constexpr int kChunkRows = 48;    // rows per work item at most: their sums take 12 KB
 // Inputs per piece: 64 * 512 bf16 weights are 64 KB. Where tiles take over for more rows, the same as theirs.
 template <class M> constexpr int kDepth = sizeof(typename M::Left) == sizeof(float) ? kTileDepth : 512;
 

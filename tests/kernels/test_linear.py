@@ -11,7 +11,7 @@ from kernels.native import library as native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LEVELS = [*native.levels(), "torch"]
-# Rows, outputs and inputs around the register tile, the panel of 64, the chunk of 96 rows, the pieces of 64
+# Rows, outputs and inputs around the register tile, the panel of 64, the chunk of 48 rows, the pieces of 64
 # to 512.
 SIZES = [
     (1, 64, 64),
