@@ -2,8 +2,8 @@
 
 Three ways, chosen per weight by `pack_linear`; weights in integers are packed and multiplied in
 `quantized.py`:
-- `native`: panels of 64 outputs for the CPU library (`kernels/native/linear.h`), any dtype. bf16 on a processor
-  that does not multiply it becomes 12-bit integers instead: 1.4 times as fast as widening it to fp32.
+- `native`: panels of 64 outputs for the CPU library (`kernels/native/linear.h`), any dtype. bf16 on a
+  processor that does not multiply it becomes 12-bit integers: 1.4 times as fast as widening it to fp32.
 - `onednn`: torch's own packed format. Without the library, and for bf16 on processors with AMX, which the
   library does not use.
 - `plain`: the weight as it came. CUDA, and whatever the others do not take.
