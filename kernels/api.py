@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.copy_blocks import cpu as _copy_blocks_cpu
+from kernels.decoder.cpu import NativeDecoder
+from kernels.decoder.cpu import can_run as _can_run_decoder
 from kernels.kv_format import head_dim_of, kv_width
 from kernels.linear.linear import linear, pack_linear
 from kernels.linear.quantized import dequantize, pack_quantized, quantize
@@ -28,11 +31,22 @@ from kernels.rms_norm import cpu as _rms_norm_cpu
 from kernels.rotary import cpu as _rotary_cpu
 from kernels.sample import cpu as _sample_cpu
 from kernels.silu_mul import cpu as _silu_mul_cpu
-from kernels.types import AttentionBatch, PackedLinear, PenaltyParams, QuantizedWeight, SampleParams
+from kernels.types import (
+    AttentionBatch,
+    DecoderParams,
+    LayerWeights,
+    PackedLinear,
+    PenaltyParams,
+    QuantizedWeight,
+    SampleParams,
+)
 from kernels.write_kv import cpu as _write_kv_cpu
 
 __all__ = [
     "AttentionBatch",
+    "DecoderParams",
+    "LayerWeights",
+    "NativeDecoder",
     "PackedLinear",
     "PenaltyParams",
     "QuantizedWeight",
@@ -45,6 +59,7 @@ __all__ = [
     "linear",
     "logprobs",
     "mask_tokens",
+    "native_decoder",
     "pack_linear",
     "pack_quantized",
     "paged_attention",
@@ -74,6 +89,15 @@ def backend_name(device: torch.device | str) -> str:
 def is_native() -> bool:
     """Whether CPU ops run in the native library, which widens bf16 and fp16 as it reads them."""
     return _native_library() is not None
+
+
+def native_decoder(
+    layers: Sequence[LayerWeights], final_norm_E: Tensor, params: DecoderParams
+) -> NativeDecoder | None:
+    """What runs all layers of a decoder in one native call; None where only the ops one by one can."""
+    if final_norm_E.is_cuda or not _can_run_decoder(layers, final_norm_E.dtype):
+        return None
+    return NativeDecoder(layers, final_norm_E, params)
 
 
 def paged_attention(

@@ -143,3 +143,41 @@ class PackedLinear:
         """Memory it holds, that of a `plain` weight shared with its caller included."""
         tensors = (self.weight, self.bias_O, self.scale_OG, self.zero_OG, self.order_I)
         return sum(x.numel() * x.element_size() for x in tensors if x is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """One decoder layer's tensors. Norms are None where the model has none.
+
+    Attributes:
+        qkv, o, gate_up, down: packed for the device.
+        cos_sin_MR: the rotary table.
+        window: positions a token sees, itself included; 0 is all.
+    """
+
+    qkv: PackedLinear
+    o: PackedLinear
+    gate_up: PackedLinear
+    down: PackedLinear
+    input_norm_E: Tensor
+    attention_out_norm_E: Tensor | None
+    mlp_norm_E: Tensor
+    mlp_out_norm_E: Tensor | None
+    q_norm_D: Tensor | None
+    k_norm_D: Tensor | None
+    cos_sin_MR: Tensor
+    window: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderParams:
+    """What all layers of a decoder share."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    activation: Literal["silu", "gelu_tanh"]
+    norm_eps: float
+    norm_offset: float
+    scale: float
+    softcap: float

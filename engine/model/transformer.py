@@ -11,7 +11,7 @@ norm first adds it to the residual, then norms the sum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +75,9 @@ class Transformer:
 
     Args:
         max_model_len: positions to build rotary tables for.
+
+    Attributes:
+        native: runs all layers in one call on a CPU; None where they run one by one.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Transformer:
         builder = _Builder(spec, weights, max_model_len, group or TensorGroup())
         self.layers = [builder.layer(index) for index in range(spec.num_layers)]
         self._final_norm = builder.norm("final_norm")
+        self.native = builder.native(self.layers, self._final_norm)
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +109,8 @@ class Transformer:
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Writes this step's keys and values and returns `hidden_TE`, final norm applied."""
         residual_TE = self._embed(batch.token_id_T)
+        if self.native is not None and self.native.takes(batch.kv):
+            return self.native(residual_TE, batch.position_T, batch.slot_T, batch.attention, batch.kv)
         delta_TE = None
         for layer in self.layers:
             delta_TE = layer(delta_TE, residual_TE, batch)
@@ -138,6 +144,23 @@ class _Builder:
     def norm(self, name: str) -> RMSNorm:
         return RMSNorm(self._weights.dense[name], self._spec.norm_eps, self._spec.norm_offset)
 
+    def native(self, layers: Sequence[DecoderLayer], final_norm: RMSNorm) -> api.NativeDecoder | None:
+        """The same layers for one call of the CPU library, where it can run them."""
+        spec = self._spec
+        if self._group.size > 1:
+            return None
+        params = api.DecoderParams(
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            activation=spec.activation,
+            norm_eps=spec.norm_eps,
+            norm_offset=spec.norm_offset,
+            scale=spec.query_scale,
+            softcap=spec.attention_softcap,
+        )
+        return api.native_decoder([_weights(layer) for layer in layers], final_norm.weight_E, params)
+
     def layer(self, index: int) -> DecoderLayer:
         own, spec = f"layers.{index}.", self._spec
         return DecoderLayer(
@@ -170,3 +193,25 @@ class _Builder:
     def _mlp(self, own: str) -> GatedMLP:
         linear = self._weights.linear
         return GatedMLP(linear[own + "gate_up"], linear[own + "down"], self._spec.activation, self._group)
+
+
+def _weights(layer: DecoderLayer) -> api.LayerWeights:
+    attention, mlp = layer.attention, layer.mlp
+    return api.LayerWeights(
+        qkv=attention.qkv,
+        o=attention.o,
+        gate_up=mlp.gate_up,
+        down=mlp.down,
+        input_norm_E=layer.input_norm.weight_E,
+        attention_out_norm_E=_norm_weight(layer.attention_out_norm),
+        mlp_norm_E=layer.mlp_norm.weight_E,
+        mlp_out_norm_E=_norm_weight(layer.mlp_out_norm),
+        q_norm_D=_norm_weight(attention.q_norm),
+        k_norm_D=_norm_weight(attention.k_norm),
+        cos_sin_MR=attention.cos_sin_MR,
+        window=attention.window,
+    )
+
+
+def _norm_weight(norm: RMSNorm | None) -> Tensor | None:
+    return None if norm is None else norm.weight_E

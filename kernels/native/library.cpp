@@ -3,6 +3,7 @@
 // Every tensor is row-major. dtype: 0 fp32, 1 bf16, 2 fp16. Strides are in elements.
 #include <string.h>
 
+#include "decoder.h"
 #include "ops.h"
 #include "parallel.h"
 #include "quantized_panel.h"
@@ -42,6 +43,14 @@ int g_level = best_level();
 const Ops& ops_for_dim(int dim) { return *g_levels[dim % 16 && g_level > 1 ? 1 : g_level].ops; }
 const Ops& ops() { return *g_levels[g_level].ops; }
 
+void paged_attention(int dtype, const AttentionArgs& args) {
+  // Rows after the last sequence are padding: their result is 0.
+  int64_t row_bytes = (int64_t)args.heads * args.dim * (dtype == kF32 ? 4 : 2);
+  int64_t end = args.seqs > 0 ? args.query_start_S1[args.seqs] : 0;
+  if (end < args.tokens) memset((char*)args.out_THD + end * row_bytes, 0, (args.tokens - end) * row_bytes);
+  ops_for_dim(args.dim).paged_attention(dtype, args);
+}
+
 }  // namespace
 
 EXPORT int quire_levels() { return kLevels; }
@@ -60,13 +69,8 @@ EXPORT void quire_paged_attention(int dtype, void* out_THD, const void* q_THD, c
                                   const int32_t* seq_len_S, int64_t page_table_stride, int64_t q_stride,
                                   int64_t q_head_stride, int tokens, int seqs, int heads, int kv_heads, int block, int dim,
                                   int window, float scale, float softcap, int int8_kv) {
-  AttentionArgs args = {out_THD, q_THD, kv_N2GPD, page_table_SB, query_start_S1, seq_len_S, page_table_stride,
-                        q_stride, q_head_stride, tokens, seqs, heads, kv_heads, block, dim, window, scale, softcap,
-                        int8_kv};
-  // Rows after the last sequence are padding: their result is 0.
-  int64_t row_bytes = (int64_t)heads * dim * (dtype == kF32 ? 4 : 2), end = seqs > 0 ? query_start_S1[seqs] : 0;
-  if (end < tokens) memset((char*)out_THD + end * row_bytes, 0, (tokens - end) * row_bytes);
-  ops_for_dim(dim).paged_attention(dtype, args);
+  paged_attention(dtype, {out_THD, q_THD, kv_N2GPD, page_table_SB, query_start_S1, seq_len_S, page_table_stride, q_stride,
+                          q_head_stride, tokens, seqs, heads, kv_heads, block, dim, window, scale, softcap, int8_kv});
 }
 
 EXPORT void quire_write_kv(int dtype, const void* k_TGD, const void* v_TGD, void* kv_N2GPD, const int64_t* slot_T,
@@ -127,6 +131,10 @@ EXPORT void quire_linear_quantized(int dtype, const void* x_TI, const uint32_t* 
                                    const int8_t* zero, const void* bias_O, void* y_TO, int64_t rows, int64_t inputs,
                                    int64_t outputs, int64_t x_stride, int64_t group, int bits) {
   ops().linear_quantized(dtype, {x_TI, packed, scale, zero, bias_O, y_TO, rows, inputs, outputs, x_stride, group, bits});
+}
+
+EXPORT void quire_decoder(const Decoder* decoder, const DecoderStep* step) {
+  DecoderRun(ops(), paged_attention, *decoder, *step).run();
 }
 
 EXPORT void quire_sample(const float* logits_SV, const float* temperature_S, const int32_t* top_k_S,

@@ -18,6 +18,7 @@ from engine.model.hf_config import HFConfig, read_rope
 from engine.model.layers.rotary import inverse_frequencies
 from engine.model.loader import load
 from engine.model.transformer import Transformer
+from kernels import api
 from tests.helpers.checkpoints import (
     ALL_CONFIGS,
     TinyConfig,
@@ -86,6 +87,19 @@ def test_bfloat16_errs_no_more_than_transformers_does(path: Path) -> None:
     theirs = reference_logits(path, PROMPT, torch.bfloat16).log_softmax(-1)
     ours = Sequences(load_model(path, "bfloat16")).logits(PROMPT, 0).log_softmax(-1)
     assert (ours - exact).abs().mean() < 1.5 * (theirs - exact).abs().mean()
+
+
+@pytest.mark.skipif(not api.is_native(), reason="the native library is not built")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_layers_in_one_call_are_the_layers_one_by_one(path: Path, dtype: str) -> None:
+    model = load_model(path, dtype)
+    assert model.native is not None
+    at_once = Sequences(model)
+    expected = [at_once.logits(PROMPT, 0), at_once.logits([17], len(PROMPT))]
+    model.native = None
+    one_by_one = Sequences(model)
+    for logits, (token_ids, start) in zip(expected, ((PROMPT, 0), ([17], len(PROMPT))), strict=True):
+        assert torch.equal(logits, one_by_one.logits(token_ids, start))
 
 
 # Rotary parameters as published, at full size, where a tiny model would not show a wrong frequency.
