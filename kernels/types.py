@@ -125,7 +125,7 @@ class PackedLinear:
         weight: the packed elements; only the kind's own module knows their order.
         outputs, inputs: the weight's sizes without padding.
         bits, scale_OG, zero_OG, order_I: of a quantised weight, as in QuantizedWeight; for the native library
-            scales and zeros are in panels too, and bits may be 16: a bf16 weight as 12-bit integers.
+            scales and zeros are in panels too, and bits may be 12: a bf16 weight.
     """
 
     kind: Literal["native", "onednn", "plain", "quantized", "native_quantized"]

@@ -100,14 +100,14 @@ def pack_rounded(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear | Non
     weight_OI = weight_OI.contiguous()
     outputs, inputs = weight_OI.shape
     panels, groups = -(-outputs // PANEL), inputs // _ROUNDED_GROUP
-    packed = torch.empty((panels * PANEL, inputs // 2), dtype=torch.int32)
+    packed = torch.empty((panels * PANEL, inputs * 12 // 32), dtype=torch.int32)
     scale = torch.empty((panels, groups, PANEL), dtype=torch.float32)
     lib.quire_round_bf16(
         weight_OI.data_ptr(), packed.data_ptr(), scale.data_ptr(), outputs, inputs, _ROUNDED_GROUP
     )
     if not scale.isfinite().all():
         return None
-    return PackedLinear("native_quantized", packed, bias_O, outputs, inputs, 16, scale)
+    return PackedLinear("native_quantized", packed, bias_O, outputs, inputs, 12, scale)
 
 
 def linear_quantized(x_TI: Tensor, packed: PackedLinear) -> Tensor:

@@ -17,21 +17,37 @@
 namespace {
 
 constexpr int kPieceInputs = kMaxDim;
-template <int Bits> constexpr int kInputSteps = Bits == 16 ? 8191 : 16383;
+template <int Bits> constexpr int kInputSteps = Bits == 12 ? 8191 : 16383;
+// The unit of a panel: so many words of an output hold so many of its inputs.
+template <int Bits> constexpr int kUnitWords = Bits == 12 ? 3 : 1;
+template <int Bits> constexpr int kUnitInputs = kUnitWords<Bits> * 32 / Bits;
 
 typedef int16_t Halves __attribute__((vector_size(W * 4)));
 typedef uint16_t UHalves __attribute__((vector_size(W * 4)));
 
-// The j-th pair of inputs in words of a panel.
-template <int Bits> INLINE I32 unpack_pair(const uint32_t* p, int j) {
-  if constexpr (Bits == 16) {
-    return load_as<I32>(p);
+// The pairs of inputs of one unit, for W outputs. p: the first of the unit's words.
+template <int Bits> INLINE void unpack_pairs(const uint32_t* p, I32 (&pair)[kUnitInputs<Bits> / 2]) {
+  Halves words = load_as<Halves>(p);
+  if constexpr (Bits == 12) {
+    Halves second = load_as<Halves>(p + kPanel), third = load_as<Halves>(p + 2 * kPanel);
+    pair[0] = (I32)(words >> 4), pair[1] = (I32)(second >> 4), pair[2] = (I32)(third >> 4);
+    pair[3] = (I32)((words << 12) >> 4 | (second & 15) << 4 | (third & 15));
   } else if constexpr (Bits == 8) {
-    Halves words = load_as<Halves>(p);
-    return (I32)(j == 0 ? (words << 8) >> 8 : words >> 8);
+    pair[0] = (I32)((words << 8) >> 8), pair[1] = (I32)(words >> 8);
   } else {
-    return (I32)(load_as<UHalves>(p) >> (uint16_t)(4 * j) & (uint16_t)15);
+    for (int j = 0; j < 4; j++) pair[j] = (I32)((UHalves)words >> (uint16_t)(4 * j) & (uint16_t)15);
   }
+}
+
+// Eight inputs of 12 bits as three words (quantized_panel.h), of which every 64th is this output's.
+INLINE void pack_unit(const int16_t* steps, uint32_t* words) {
+  uint32_t word[3] = {};
+  for (int half = 0; half < 2; half++) {
+    const int16_t* step = steps + half;
+    for (int w = 0; w < 3; w++)
+      word[w] |= (uint32_t)(uint16_t)(step[2 * w] << 4 | (step[6] >> (8 - 4 * w) & 15)) << 16 * half;
+  }
+  for (int w = 0; w < 3; w++) words[w * kPanel] = word[w];
 }
 
 // One output's group of bf16 weights as 12-bit integers; returns what they are multiplied with, a power of two. Exact
@@ -52,7 +68,7 @@ INLINE float round_group(const bf16* w, int inputs, uint32_t* words) {
     I32 step = nearest(load(w + i) * per_step);
     store_narrow(steps + i, step > 2047 ? I32{} + 2047 : step < -2047 ? I32{} - 2047 : step);
   }
-  for (int i = 0; i < inputs; i += 2) words[i / 2 * kPanel] = load_as<uint32_t>(steps + i);
+  for (int i = 0; i < inputs; i += 8) pack_unit(steps + i, words + i / 8 * 3 * kPanel);
   return 1.0f / per_step;
 }
 
@@ -60,11 +76,11 @@ INLINE float round_group(const bf16* w, int inputs, uint32_t* words) {
 void round_bf16(const void* weight_OI, uint32_t* packed, float* scale, int64_t outputs, int64_t inputs, int64_t group) {
   int64_t groups = inputs / group;
   parallel_for((outputs + kPanel - 1) / kPanel, 1, [&](int64_t begin, int64_t end) {
-    memset(packed + begin * kPanel * inputs / 2, 0, (end - begin) * kPanel * inputs * 2);
+    memset(packed + begin * kPanel * inputs * 3 / 8, 0, (end - begin) * kPanel * inputs * 3 / 2);
     memset(scale + begin * kPanel * groups, 0, (end - begin) * kPanel * groups * sizeof(float));
     for (int64_t o = begin * kPanel; o < end * kPanel && o < outputs; o++)
       for (int64_t g = 0; g < groups; g++) {
-        uint32_t* words = packed + (o / kPanel * inputs + g * group) / 2 * kPanel + o % kPanel;
+        uint32_t* words = packed + (o / kPanel * inputs + g * group) / 8 * 3 * kPanel + o % kPanel;
         scale[(o / kPanel * groups + g) * kPanel + o % kPanel] =
             round_group((const bf16*)weight_OI + o * inputs + g * group, (int)group, words);
       }
@@ -145,19 +161,19 @@ template <int MR, int NR> INLINE void add_scaled(const Piece& p, int row, int co
 // Few rows: the panel is read as it is, NR vectors wide. sums: [row][64], from `column` on.
 template <int Bits, int MR, int NR>
 void packed_tile(const int32_t* x, const uint32_t* panel, int inputs, const Piece& p, int column, float* sums) {
-  constexpr int kStep = 32 / Bits;
+  constexpr int kPairs = kUnitInputs<Bits> / 2;
   I32 acc[MR][NR] = {};
-  for (int k = 0; k < inputs; k += kStep, panel += kPanel, x += kStep / 2 * MR) {
-#pragma GCC unroll 4
+  for (int k = 0; k < inputs; k += kUnitInputs<Bits>, panel += kUnitWords<Bits> * kPanel, x += kPairs * MR) {
+#pragma GCC unroll 8
     for (int n = 0; n < NR; n++) {
       const uint32_t* words = panel + column + n * W;
-      __builtin_prefetch((const char*)words + 4096, 0, 3);
+      for (int w = 0; w < kUnitWords<Bits>; w++) __builtin_prefetch((const char*)(words + w * kPanel) + 4096, 0, 3);
+      I32 right[kPairs];
+      unpack_pairs<Bits>(words, right);
 #pragma GCC unroll 4
-      for (int j = 0; j < kStep / 2; j++) {
-        I32 right = unpack_pair<Bits>(words, j);
+      for (int j = 0; j < kPairs; j++)
 #pragma GCC unroll 4
-        for (int r = 0; r < MR; r++) acc[r][n] = dot_pairs(acc[r][n], right, x[j * MR + r] + I32{});
-      }
+        for (int r = 0; r < MR; r++) acc[r][n] = dot_pairs(acc[r][n], right[j], x[j * MR + r] + I32{});
     }
   }
   add_scaled<MR, NR>(p, 0, column, acc, sums + column);
@@ -171,10 +187,13 @@ void packed_tiles(const int32_t* x, const uint32_t* panel, int inputs, const Pie
 
 // Many rows: a slice's pairs are unpacked once per chunk of rows, [inputs / 2][kTileWidth].
 template <int Bits> INLINE void unpack_slice(const uint32_t* panel, int inputs, int32_t* slice) {
-  constexpr int kStep = 32 / Bits;
-  for (int k = 0; k < inputs; k += kStep, panel += kPanel)
-    for (int j = 0; j < kStep / 2; j++, slice += kTileWidth)
-      for (int n = 0; n < kTileWidth; n += W) store_as(slice + n, unpack_pair<Bits>(panel + n, j));
+  constexpr int kPairs = kUnitInputs<Bits> / 2;
+  for (int k = 0; k < inputs; k += kUnitInputs<Bits>, panel += kUnitWords<Bits> * kPanel, slice += kPairs * kTileWidth)
+    for (int n = 0; n < kTileWidth; n += W) {
+      I32 right[kPairs];
+      unpack_pairs<Bits>(panel + n, right);
+      for (int j = 0; j < kPairs; j++) store_as(slice + j * kTileWidth + n, right[j]);
+    }
 }
 
 template <int MR>
@@ -230,7 +249,7 @@ void quantized_item(const QuantizedArgs& a, const RoundedRows& left, int64_t pie
       int depth = a.inputs - k < piece ? (int)(a.inputs - k) : (int)piece;
       int64_t at = (panel * groups + k / a.group) * kPanel, first = i * a.rows + row;
       Piece p = {a.scale + at, a.zero ? a.zero + at : nullptr, left.scale + first, left.sum + first, Bits == 4 ? 8 : 0};
-      quantized_piece<Bits>(left.pair + row * a.inputs / 2, a.inputs, k, a.packed + panel * kPanel * words + k * Bits / 32 * kPanel,
+      quantized_piece<Bits>(left.pair + row * a.inputs / 2, a.inputs, k, a.packed + (panel * words + k * Bits / 32) * kPanel,
                             depth, p, left.mr, rows, sums);
     }
     store_panel<T>(a, sums, row, rows, panel * kPanel);
@@ -250,7 +269,7 @@ template <class T, int Bits> void linear_quantized_of(const QuantizedArgs& a) {
 }
 
 template <class T> void linear_quantized_in(const QuantizedArgs& a) {
-  auto f = a.bits == 16 ? linear_quantized_of<T, 16> : a.bits == 8 ? linear_quantized_of<T, 8> : linear_quantized_of<T, 4>;
+  auto f = a.bits == 12 ? linear_quantized_of<T, 12> : a.bits == 8 ? linear_quantized_of<T, 8> : linear_quantized_of<T, 4>;
   f(a);
 }
 

@@ -27,7 +27,7 @@ struct LinearArgs {
 };
 
 // The same for a weight of integers. scale and zero are [panels, groups, 64]; zero may be null; a group is `group`
-// inputs. bits: 16 or 8 (signed), or 4 (0 to 15, standing for -8 to 7).
+// inputs. bits: 12 or 8 (signed), or 4 (0 to 15, standing for -8 to 7).
 struct QuantizedArgs {
   const void* x_TI;
   const uint32_t* packed;

@@ -3,6 +3,9 @@
 // Panel: [I / s][64 outputs] words of 32 bits, s = 32 / bits inputs a word. Seen as two halves of 16 bits, the halves'
 // j-th bytes (or nibbles) are the inputs 2j and 2j + 1: shifting both halves alike brings out a pair of neighbouring
 // inputs in the place where the processor's 16-bit dot product wants it. 4-bit values are stored plus 8.
+//
+// 12 bits: three words hold eight inputs, again in halves. The upper 12 bits of the words' halves are the inputs 0 to
+// 5, and their lower 4 bits, one after another, are the inputs 6 and 7 (round_bf16 packs them, linear_quantized.h).
 #pragma once
 #include <stdint.h>
 
