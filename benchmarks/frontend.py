@@ -115,7 +115,8 @@ def serve(model: str, streams: int, step_ms: float, max_model_len: int) -> None:
     from engine.client import ProcessClient
     from engine.text.chat import ChatTemplate
     from server.app import create_app
-    from server.run import Server, listen
+    from server.port import listen
+    from server.run import Server
     from server.settings import ServerSettings
 
     options = EngineOptions(

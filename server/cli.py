@@ -11,6 +11,7 @@ engine's insides.
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from collections.abc import Callable, Sequence
 
@@ -45,18 +46,30 @@ def serve(given: argparse.Namespace) -> int:
     except SettingsError as exc:
         return _complain(str(exc), USAGE_ERROR)
     # Imported late so that `quire --help` and `quire version` are instant.
-    from server import log, run, serving
+    from server import log, port
 
     log.configure_logging(log.log_options(chosen))
     if chosen.log_prompts:
         log.warn_of_prompts()
     try:
-        with run.listen(chosen.host, chosen.port) as sock:
-            return serving.serve(chosen, sock)
-    except (ConfigError, run.PortTaken) as exc:
+        with port.listen(chosen.host, chosen.port) as sock:
+            return _serve(chosen, sock)
+    except (ConfigError, port.PortTaken) as exc:
         if chosen.log_format == "json":
             return log.complain(str(exc), 1)
         return _complain(str(exc), 1)
+
+
+def _serve(chosen: settings.ServerSettings, sock: socket.socket) -> int:
+    from engine.process.spawn import DEFAULT_FACTORY, Child
+
+    child = Child(DEFAULT_FACTORY)
+    try:
+        from server import serving  # beside the child's imports, which take as long
+
+        return serving.serve(chosen, sock, child)
+    finally:
+        child.drop()
 
 
 def bench(arguments: Sequence[str]) -> int:

@@ -27,13 +27,18 @@ from server.run import Server
 from server.settings import ServerSettings
 
 if TYPE_CHECKING:
+    from engine.process.spawn import Child
     from server.tracing import Tracing
 
 logger = logging.getLogger("quire")
 
 
-def serve(settings: ServerSettings, sock: socket.socket) -> int:
+def serve(settings: ServerSettings, sock: socket.socket, child: Child) -> int:
     """Serves until told to stop; returns the exit code.
+
+    Args:
+        sock: from `port.listen`.
+        child: the engine's process, which has begun with its imports.
 
     Raises:
         ConfigError: the model or the machine cannot do what was asked.
@@ -43,19 +48,23 @@ def serve(settings: ServerSettings, sock: socket.socket) -> int:
     tracing = _tracing(settings)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, folder, sock, tracing))
+            return runner.run(_serve(settings, folder, sock, child, tracing))
     finally:
         if tracing is not None:
             tracing.shutdown()
 
 
-async def _serve(settings: ServerSettings, folder: Path, sock: socket.socket, tracing: Tracing | None) -> int:
+async def _serve(
+    settings: ServerSettings, folder: Path, sock: socket.socket, child: Child, tracing: Tracing | None
+) -> int:
     options = replace(settings.engine, model=str(folder))
     progress = report.LoadProgress() if settings.log_format == "text" else None
     files = read_text_files(folder)
     tokenizer = Tokenizer(files)
     template = ChatTemplate.from_files(files, tokenizer)
-    client = ProcessClient(options, tokenizer, on_progress=progress, log_options=log_options(settings))
+    client = ProcessClient(
+        options, tokenizer, on_progress=progress, log_options=log_options(settings), child=child
+    )
     app = create_app(client, settings, tokenizer, template, sampling_defaults(files), tracing)
     server = Server(app, settings)
     show = report.printer(settings, url(settings.host, sock), lambda: client.info)

@@ -26,13 +26,13 @@ from engine.errors import ConfigError, EngineDead
 from engine.logs import LogOptions
 from engine.process import frames
 from engine.process.launcher import EngineProcess
+from engine.process.spawn import DEFAULT_FACTORY, Child
 from engine.text.detokenizer import DecodesTokens
 from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
 from engine.views import DEFAULT_SCOPE, CacheScope
 
 log = logging.getLogger(__name__)
 
-DEFAULT_FACTORY = "engine.build:build"
 MAX_BACKOFF_S = 30.0
 OnProgress = Callable[[int, int], object]
 
@@ -70,6 +70,7 @@ class ProcessClient(DeskClient):
         on_progress: called with (bytes loaded, bytes in all) while an engine starts.
         factory: "module:function" that builds core and info, called in the engine process.
         log_options: of the engine process.
+        child: a process of this factory that was spawned already, for the first start.
     """
 
     def __init__(
@@ -81,9 +82,11 @@ class ProcessClient(DeskClient):
         factory: str = DEFAULT_FACTORY,
         supervision: Supervision | None = None,
         log_options: LogOptions | None = None,
+        child: Child | None = None,
     ) -> None:
         self._start_frame = frames.Start(options, factory, log_options or LogOptions())
         self._on_progress = on_progress
+        self._child = child
         self._limits = supervision or Supervision()
         self._table = RequestTable(tokenizer, self._cancel)
         self._desk = QuestionDesk(self._send, lambda: self._why_dead)
@@ -124,7 +127,8 @@ class ProcessClient(DeskClient):
         self._ready = ready
         self._process = process = EngineProcess(self._on_frame, self._on_lost)
         try:
-            await process.start(self._start_frame)
+            child, self._child = self._child, None
+            await process.start(self._start_frame, child)
             async with asyncio.timeout(self._limits.start_timeout_s):
                 info = await ready
         except _LostWhileStarting as lost:

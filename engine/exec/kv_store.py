@@ -5,6 +5,10 @@ It knows sizes; which block belongs to whom is `engine.kv`'s.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -14,9 +18,10 @@ from kernels import api
 
 
 class KVStore:
-    """`kv_N2GPD` of every layer, allocated once and touched once.
+    """`kv_N2GPD` of every layer, allocated once, zeros at first.
 
-    Touching means that memory which is not there is missed at start-up, not under load.
+    On a CPU the system hands the pages out when they are first written. To touch gigabytes at start-up would
+    take longer than everything else there, and take memory that a small model may never need.
     """
 
     def __init__(
@@ -30,9 +35,8 @@ class KVStore:
     ) -> None:
         dtype: torch.dtype = getattr(torch, cache.dtype)
         shape = (cache.num_blocks, 2, kv_heads, cache.block_size, api.kv_width(head_dim, dtype))
-        self.layers: list[Tensor] = [
-            torch.empty(shape, dtype=dtype, device=device).zero_() for _ in range(num_layers)
-        ]
+        make = _mapped_zeros if device.type == "cpu" else torch.zeros
+        self.layers: list[Tensor] = [make(shape, dtype=dtype, device=device) for _ in range(num_layers)]
 
     def copy_blocks(self, pairs: tuple[tuple[int, int], ...]) -> None:
         """Copies whole blocks, in every layer: (source, destination) pairs with distinct destinations."""
@@ -42,3 +46,13 @@ class KVStore:
         source, destination = to_device(list(zip(*pairs, strict=True)), torch.int64, device)
         for kv_N2GPD in self.layers:
             api.copy_blocks(kv_N2GPD, source, destination)
+
+
+def _mapped_zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take no memory before they are written, in huge pages where the system has them."""
+    assert device.type == "cpu"
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -40,9 +40,15 @@ _RECEIVE_BYTES = 1 << 18
 Build = Callable[[EngineOptions, Callable[[int, int], None]], tuple[Core, EngineInfo]]
 
 
-def main(descriptor: int) -> int:
-    """Runs the engine process on an inherited socket; returns the exit code."""
+def main(descriptor: int, module: str) -> int:
+    """Runs the engine process on an inherited socket; returns the exit code.
+
+    Args:
+        module: the factory's, imported while the server is not yet ready to say what to build.
+    """
     _prepare_process()
+    with contextlib.suppress(ImportError):  # will be met again, where somebody can be told
+        importlib.import_module(module)
     link = Link(socket.socket(fileno=descriptor))
     try:
         return _serve(link)

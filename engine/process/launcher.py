@@ -10,13 +10,11 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import cast
 
 from engine.process import frames
+from engine.process.spawn import Child
 
 log = logging.getLogger(__name__)
 
@@ -40,30 +38,22 @@ class EngineProcess(asyncio.Protocol):
         self._on_lost: OnLost | None = on_lost
         self._splitter: frames.Splitter[frames.FromEngine] = frames.Splitter(frames.from_engine)
         self._transport: asyncio.Transport | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
 
     @property
     def pid(self) -> int:
         assert self._child is not None
-        return self._child.pid
+        return self._child.process.pid
 
-    async def start(self, start: frames.Start) -> None:
-        """Starts the child and tells it what to build; Ready or Failed arrive as frames."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            descriptor = theirs.fileno()
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "engine.process", str(descriptor)],
-                pass_fds=(descriptor,),
-                stdin=subprocess.DEVNULL,
-            )
-        ours.setblocking(False)
+    async def start(self, start: frames.Start, child: Child | None = None) -> None:
+        """Tells a child what to build, a new one if none is given; Ready or Failed arrive as frames."""
+        self._child = child or Child(start.factory)
+        self._child.socket.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
-            await loop.create_unix_connection(lambda: self, sock=ours)
+            await loop.create_unix_connection(lambda: self, sock=self._child.socket)
         except BaseException:
-            ours.close()
-            self.kill()
+            self._child.drop()
             raise
         self.send(start)
 
@@ -83,15 +73,14 @@ class EngineProcess(asyncio.Protocol):
         self._close()
 
     def kill(self) -> None:
-        """Kills this child, and no other process: a child that was waited for has no pid any more."""
-        if self._child is not None and self._child.poll() is None:
+        if self._child is not None:
             self._child.kill()
 
     async def kill_with_stacks(self) -> None:
         """Kills a child that hangs, after asking where: it writes its stacks to stderr if it still can."""
-        if self._child is not None and self._child.poll() is None:
+        if self._child is not None and self._child.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                self._child.send_signal(signal.SIGUSR1)
+                self._child.process.send_signal(signal.SIGUSR1)
             await asyncio.sleep(_STACK_DUMP_S)
         self.kill()
         await self._exits_within(5.0)
@@ -103,7 +92,7 @@ class EngineProcess(asyncio.Protocol):
             self.kill()
             await self._exits_within(5.0)
         self._close()
-        code = self._child.returncode if self._child is not None else None
+        code = self._child.process.returncode if self._child is not None else None
         if code is not None and code < 0:
             return f"signal {signal.Signals(-code).name}"
         return f"exit code {code}"
@@ -111,7 +100,7 @@ class EngineProcess(asyncio.Protocol):
     async def _exits_within(self, patience_s: float) -> bool:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_s
-        while self._child is not None and self._child.poll() is None:
+        while self._child is not None and self._child.process.poll() is None:
             if loop.time() >= deadline:
                 return False
             await asyncio.sleep(_POLL_S)

@@ -15,7 +15,8 @@ import uvloop
 from jsonschema import Draft202012Validator
 
 from server.app import create_app
-from server.run import Server, listen
+from server.port import listen
+from server.run import Server
 from server.settings import ServerSettings
 from server.trail import Tracer
 from tests.helpers.fake_client import FakeClient, FakeTemplate, FakeTokenizer

@@ -28,7 +28,8 @@ from engine.views import Lane, PoolFrame
 from server import settings
 from server.app import create_app
 from server.log import configure_logging, log_options
-from server.run import Server, listen
+from server.port import listen
+from server.run import Server
 from tests.helpers.fake_client import INFO, FakeClient, FakeTemplate, FakeTokenizer
 
 TICK_S = 0.2

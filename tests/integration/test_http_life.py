@@ -20,7 +20,8 @@ import pytest
 
 from engine.errors import ConfigError
 from server.app import create_app
-from server.run import PortTaken, Server, listen
+from server.port import PortTaken, listen
+from server.run import Server
 from server.settings import ServerSettings
 from tests.helpers.fake_client import BrokenClient, FakeClient, FakeTemplate, FakeTokenizer
 from tests.helpers.http import CHAT, HELLO, chat_text, frames, in_process

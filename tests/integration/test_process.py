@@ -450,7 +450,7 @@ def spawn_child() -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         child = subprocess.Popen(
-            [sys.executable, "-m", "engine.process", str(theirs.fileno())],
+            [sys.executable, "-m", "engine.process", str(theirs.fileno()), FACTORY.partition(":")[0]],
             pass_fds=(theirs.fileno(),),
             stderr=subprocess.DEVNULL,
         )
