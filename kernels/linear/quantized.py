@@ -44,6 +44,14 @@ def quantize(weight_OI: Tensor, bits: int, group_size: int) -> QuantizedWeight:
         raise ValueError(f"{bits} bits in groups of {size} do not fit {inputs} inputs")
     value_OI = torch.empty(outputs, inputs, dtype=torch.int8, device=weight_OI.device)
     scale_OG = torch.empty(outputs, inputs // size, dtype=torch.float32, device=weight_OI.device)
+    lib = library() if weight_OI.device.type == "cpu" and weight_OI.dtype in DTYPE_CODE else None
+    if lib is not None:
+        weight_OI = weight_OI.contiguous()
+        lib.quire_quantize_weights(
+            DTYPE_CODE[weight_OI.dtype], bits, weight_OI.data_ptr(), value_OI.data_ptr(),
+            scale_OG.data_ptr(), outputs, inputs, size,
+        )  # fmt: skip
+        return QuantizedWeight(bits, value_OI, scale_OG)
     choose = _choose_int8 if bits == 8 else _choose_int4
     for rows in _row_chunks(outputs, inputs):
         weight_OGJ = weight_OI[rows].float().view(-1, inputs // size, size)

@@ -127,6 +127,11 @@ EXPORT void quire_round_bf16(const void* weight_OI, uint32_t* packed, float* sca
   ops().round_bf16(weight_OI, packed, scale, outputs, inputs, group);
 }
 
+EXPORT void quire_quantize_weights(int dtype, int bits, const void* weight_OI, int8_t* value_OI, float* scale_OG,
+                                   int64_t outputs, int64_t inputs, int64_t group) {
+  ops().quantize_weights(dtype, bits, weight_OI, value_OI, scale_OG, outputs, inputs, group);
+}
+
 EXPORT void quire_linear_quantized(int dtype, const void* x_TI, const uint32_t* packed, const float* scale,
                                    const int8_t* zero, const void* bias_O, void* y_TO, int64_t rows, int64_t inputs,
                                    int64_t outputs, int64_t x_stride, int64_t group, int bits) {

@@ -95,6 +95,8 @@ struct Ops {
   void (*linear_quantized)(int dtype, const QuantizedArgs& args);
   void (*round_bf16)(const void* weight_OI, uint32_t* packed, float* scale, int64_t outputs, int64_t inputs,
                      int64_t group);
+  void (*quantize_weights)(int dtype, int bits, const void* weight_OI, int8_t* value_OI, float* scale_OG,
+                           int64_t outputs, int64_t inputs, int64_t group);
 };
 
 extern const Ops ops_generic, ops_avx2, ops_avx512, ops_avx512_bf16;

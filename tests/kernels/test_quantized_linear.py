@@ -105,6 +105,23 @@ def test_dequantize(dtype: torch.dtype, zero: bool, order: bool) -> None:
     assert dequantize(w, dtype).equal(by_definition(w).to(torch.float32).to(dtype))
 
 
+@pytest.mark.parametrize("level", native.levels())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits, group, inputs", [(8, 0, 131), (8, 0, 512), (4, 32, 384), (4, 128, 384)])
+def test_the_library_rounds_as_torch_does(
+    bits: int, group: int, inputs: int, dtype: torch.dtype, level: str
+) -> None:
+    torch.manual_seed(bits)
+    weight_OI = torch.randn(300, inputs).to(dtype)
+    weight_OI[5], weight_OI[6, :32], weight_OI[7] = 0, 1e-3, weight_OI[7].abs()
+    with native.using("torch"):
+        expected = quantize(weight_OI, bits, group)
+    with native.using(level):
+        got = quantize(weight_OI, bits, group)
+    assert got.value_OI.equal(expected.value_OI)
+    torch.testing.assert_close(got.scale_OG, expected.scale_OG, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     "bits, group, error", [(8, 0, 0.009), (8, 128, 0.0067), (4, 32, 0.086), (4, 128, 0.102)]
 )
