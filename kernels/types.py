@@ -125,7 +125,8 @@ class PackedLinear:
         weight: the packed elements; only the kind's own module knows their order.
         outputs, inputs: the weight's sizes without padding.
         bits, scale_OG, zero_OG, order_I: of a quantised weight, as in QuantizedWeight; for the native library
-            scales and zeros are in panels too, and bits may be 12: a bf16 weight.
+            scales and zeros are in panels too, scales in 16 bits where that loses nothing, and bits may be 12
+            (a bf16 weight).
     """
 
     kind: Literal["native", "onednn", "plain", "quantized", "native_quantized"]

@@ -25,7 +25,9 @@ def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
 
 
 class _Linear(ctypes.Structure):
-    _fields_ = _fields(_POINTER, "packed scale zero bias_O") + _fields(_INT64, "inputs outputs group bits")
+    _fields_ = _fields(_POINTER, "packed scale zero bias_O") + _fields(
+        _INT64, "inputs outputs group bits scale_dtype"
+    )
 
 
 class _Layer(ctypes.Structure):
@@ -134,10 +136,13 @@ def _layer(weights: LayerWeights) -> _Layer:
 
 
 def _linear(w: PackedLinear) -> _Linear:
-    group = w.inputs // w.scale_OG.shape[1] if w.scale_OG is not None else 0
+    scale = w.scale_OG
+    group, scale_dtype = (
+        (w.inputs // scale.shape[1], DTYPE_CODE[scale.dtype]) if scale is not None else (0, 0)
+    )
     return _Linear(
-        _pointer(w.weight), _pointer(w.scale_OG), _pointer(w.zero_OG), _pointer(w.bias_O),
-        w.inputs, w.outputs, group, w.bits,
+        _pointer(w.weight), _pointer(scale), _pointer(w.zero_OG), _pointer(w.bias_O),
+        w.inputs, w.outputs, group, w.bits, scale_dtype,
     )  # fmt: skip
 
 

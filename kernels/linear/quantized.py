@@ -24,6 +24,7 @@ _ROUNDED_GROUP = 64  # inputs that share a scale where bf16 becomes integers
 _PIECE = 256  # inputs that it sums at a time at most
 _CHUNK = 1 << 18  # elements in floats at a time
 _INT4_REACH = 8.3  # steps from zero to the largest weight of a group; between the best for 32 and for 128
+_LEAST_HALF = torch.finfo(torch.float16).tiny  # from here on fp16 has all its bits
 _TINY = 1e-30  # keeps a scale of all-zero weights from dividing by zero
 
 
@@ -32,7 +33,7 @@ def quantize(weight_OI: Tensor, bits: int, group_size: int) -> QuantizedWeight:
 
     8 bits use -127 to 127. 4 bits use -8 to 7, with a scale whose sign lets the largest weight of a group be
     -8, clipped a little, then fitted to the rounded values by least squares: 13 % less error on normally
-    distributed weights than the largest over 7.
+    distributed weights than the largest over 7. Such a scale is one that fp16 has, in the reach of fp16.
 
     Args:
         bits: 8 or 4.
@@ -78,7 +79,7 @@ def pack_quantized(w: QuantizedWeight, bias_O: Tensor | None, dtype: torch.dtype
     outputs, inputs = w.value_OI.shape
     if _is_native(w, dtype):
         values, zero = _pack_native(w), None if w.zero_OG is None else _in_panels(w.zero_OG)
-        scale = _in_panels(w.scale_OG)
+        scale = _in_panels(_narrow(w.scale_OG))
         return PackedLinear(
             "native_quantized", values, bias_O, outputs, inputs, w.bits, scale, zero, w.order_I
         )
@@ -109,7 +110,7 @@ def pack_rounded(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear | Non
     outputs, inputs = weight_OI.shape
     panels, groups = -(-outputs // PANEL), inputs // _ROUNDED_GROUP
     packed = torch.empty((panels * PANEL, inputs * 12 // 32), dtype=torch.int32)
-    scale = torch.empty((panels, groups, PANEL), dtype=torch.float32)
+    scale = torch.empty((panels, groups, PANEL), dtype=torch.bfloat16)
     lib.quire_round_bf16(
         weight_OI.data_ptr(), packed.data_ptr(), scale.data_ptr(), outputs, inputs, _ROUNDED_GROUP
     )
@@ -144,6 +145,14 @@ def _pack_native(w: QuantizedWeight) -> Tensor:
     return packed
 
 
+def _narrow(scale_OG: Tensor) -> Tensor:
+    """Scales in 16 bits, where that loses nothing: those of checkpoints came in 16 bits."""
+    for dtype in (torch.float16, torch.bfloat16):
+        if scale_OG.to(dtype).float().equal(scale_OG):
+            return scale_OG.to(dtype)
+    return scale_OG
+
+
 def _in_panels(x_OG: Tensor) -> Tensor:
     """`[panels, G, 64]`, zeros after the last output."""
     outputs, groups = x_OG.shape
@@ -165,7 +174,7 @@ def _linear_native(x_TI: Tensor, packed: PackedLinear) -> Tensor:
         DTYPE_CODE[x_TI.dtype], x_TI.data_ptr(), packed.weight.data_ptr(), scale.data_ptr(),
         None if zero is None else zero.data_ptr(), None if bias_O is None else bias_O.data_ptr(),
         y_TO.data_ptr(), x_TI.shape[0], packed.inputs, packed.outputs, x_TI.stride(0),
-        packed.inputs // scale.shape[1], packed.bits,
+        packed.inputs // scale.shape[1], packed.bits, DTYPE_CODE[scale.dtype],
     )  # fmt: skip
     return y_TO
 
@@ -203,7 +212,12 @@ def _choose_int4(weight_OGJ: Tensor) -> tuple[Tensor, Tensor]:
     scale_OG = torch.where(largest_OG.abs() < _TINY, _TINY, largest_OG / -_INT4_REACH)
     value_OGJ = (weight_OGJ / scale_OG.unsqueeze(-1)).round_().clamp_(-8, 7)
     fitted_OG = (weight_OGJ * value_OGJ).sum(-1) / value_OGJ.square().sum(-1).clamp_(min=1)
-    return value_OGJ.to(torch.int8), torch.where(fitted_OG == 0, scale_OG, fitted_OG)
+    return value_OGJ.to(torch.int8), _as_half(torch.where(fitted_OG == 0, scale_OG, fitted_OG))
+
+
+def _as_half(scale_OG: Tensor) -> Tensor:
+    fits = (scale_OG.abs() >= _LEAST_HALF) & (scale_OG.abs() <= torch.finfo(torch.float16).max)
+    return torch.where(fits, scale_OG.half().float(), scale_OG)
 
 
 def _floats(value_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor | None) -> Tensor:

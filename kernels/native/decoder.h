@@ -8,10 +8,10 @@
 // A packed weight: of floats where bits is 0, else as in QuantizedArgs.
 struct LinearWeight {
   const void* packed;
-  const float* scale;
+  const void* scale;
   const int8_t* zero;
   const void* bias_O;
-  int64_t inputs, outputs, group, bits;
+  int64_t inputs, outputs, group, bits, scale_dtype;
 };
 
 // Norms are null where a layer has none.
@@ -101,7 +101,7 @@ class DecoderRun {
   void linear(const LinearWeight& w, const void* x, void* y) {
     if (w.bits == 0) return ops_.linear(d_.dtype, {x, w.packed, w.bias_O, y, step_.tokens, w.inputs, w.outputs, w.inputs});
     ops_.linear_quantized(d_.dtype, {x, (const uint32_t*)w.packed, w.scale, w.zero, w.bias_O, y, step_.tokens, w.inputs,
-                                     w.outputs, w.inputs, w.group, (int)w.bits});
+                                     w.outputs, w.inputs, w.group, (int)w.bits, (int)w.scale_dtype});
   }
 
   void norm(const void* x, const void* weight, void* residual, void* y) {

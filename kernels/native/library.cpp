@@ -121,8 +121,8 @@ EXPORT void quire_pack_quantized(int bits, const int8_t* value_OI, uint32_t* pac
   pack_quantized(bits, value_OI, packed, outputs, inputs);
 }
 
-// `scale` has room for [panels, inputs / group, 64] floats. Finite weights only.
-EXPORT void quire_round_bf16(const void* weight_OI, uint32_t* packed, float* scale, int64_t outputs,
+// `scale` has room for [panels, inputs / group, 64] in bf16; NaN where a weight is not finite.
+EXPORT void quire_round_bf16(const void* weight_OI, uint32_t* packed, uint16_t* scale, int64_t outputs,
                              int64_t inputs, int64_t group) {
   ops().round_bf16(weight_OI, packed, scale, outputs, inputs, group);
 }
@@ -132,10 +132,12 @@ EXPORT void quire_quantize_weights(int dtype, int bits, const void* weight_OI, i
   ops().quantize_weights(dtype, bits, weight_OI, value_OI, scale_OG, outputs, inputs, group);
 }
 
-EXPORT void quire_linear_quantized(int dtype, const void* x_TI, const uint32_t* packed, const float* scale,
+EXPORT void quire_linear_quantized(int dtype, const void* x_TI, const uint32_t* packed, const void* scale,
                                    const int8_t* zero, const void* bias_O, void* y_TO, int64_t rows, int64_t inputs,
-                                   int64_t outputs, int64_t x_stride, int64_t group, int bits) {
-  ops().linear_quantized(dtype, {x_TI, packed, scale, zero, bias_O, y_TO, rows, inputs, outputs, x_stride, group, bits});
+                                   int64_t outputs, int64_t x_stride, int64_t group, int bits,
+                                   int scale_dtype) {
+  ops().linear_quantized(dtype, {x_TI, packed, scale, zero, bias_O, y_TO, rows, inputs, outputs, x_stride, group, bits,
+                               scale_dtype});
 }
 
 EXPORT void quire_decoder(const Decoder* decoder, const DecoderStep* step) {

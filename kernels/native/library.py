@@ -33,7 +33,7 @@ _SIGNATURES = {
     "quire_pack_quantized": "ippll",
     "quire_round_bf16": "ppplll",
     "quire_quantize_weights": "iippp" + "lll",
-    "quire_linear_quantized": "ipppppp" + "lllll" + "i",
+    "quire_linear_quantized": "ipppppp" + "lllll" + "ii",
     "quire_decoder": "pp",
     "quire_sample": "pppppppp" + "ll" + "ii",
     "quire_penalize": "ppppppp" + "ll",

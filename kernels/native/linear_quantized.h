@@ -72,17 +72,18 @@ INLINE float round_group(const bf16* w, int inputs, uint32_t* words) {
   return 1.0f / per_step;
 }
 
-// packed and scale as in QuantizedArgs, in groups of `group` inputs, a multiple of 16 up to 256.
-void round_bf16(const void* weight_OI, uint32_t* packed, float* scale, int64_t outputs, int64_t inputs, int64_t group) {
+// packed and scale as in QuantizedArgs, scale in bf16, in groups of `group` inputs, a multiple of 16 up to 256.
+void round_bf16(const void* weight_OI, uint32_t* packed, uint16_t* scale, int64_t outputs, int64_t inputs, int64_t group) {
   int64_t groups = inputs / group;
   parallel_for((outputs + kPanel - 1) / kPanel, 1, [&](int64_t begin, int64_t end) {
     memset(packed + begin * kPanel * inputs * 3 / 8, 0, (end - begin) * kPanel * inputs * 3 / 2);
-    memset(scale + begin * kPanel * groups, 0, (end - begin) * kPanel * groups * sizeof(float));
+    memset(scale + begin * kPanel * groups, 0, (end - begin) * kPanel * groups * sizeof(uint16_t));
     for (int64_t o = begin * kPanel; o < end * kPanel && o < outputs; o++)
       for (int64_t g = 0; g < groups; g++) {
         uint32_t* words = packed + (o / kPanel * inputs + g * group) / 8 * 3 * kPanel + o % kPanel;
-        scale[(o / kPanel * groups + g) * kPanel + o % kPanel] =
-            round_group((const bf16*)weight_OI + o * inputs + g * group, (int)group, words);
+        float step = round_group((const bf16*)weight_OI + o * inputs + g * group, (int)group, words);
+        // A power of two, or NaN: the upper half of the float says it all.
+        scale[(o / kPanel * groups + g) * kPanel + o % kPanel] = load_as<uint32_t>(&step) >> 16;
       }
   });
 }
@@ -127,11 +128,17 @@ template <int kTop, class T> void round_rows(const QuantizedArgs& a, int64_t pie
 
 // One piece of one panel: what a tile needs besides the values.
 struct Piece {
-  const float* weight_scale;  // [64]
-  const int8_t* zero;         // [64] or null
-  const float* row_scale;     // [rows]
-  const int32_t* row_sum;     // [rows]
-  int offset;                 // what stored values are above their own: 8 or 0
+  const char* weight_scale;  // [64] in scale_dtype
+  const int8_t* zero;        // [64] or null
+  const float* row_scale;    // [rows]
+  const int32_t* row_sum;    // [rows]
+  int scale_dtype;
+  int offset;  // what stored values are above their own: 8 or 0
+
+  INLINE F32 load_scale(int column) const {
+    if (scale_dtype == kF32) return load((const float*)weight_scale + column);
+    return scale_dtype == kBF16 ? load((const bf16*)weight_scale + column) : load((const fp16*)weight_scale + column);
+  }
 };
 
 // sums[MR, NR * W] += acc in floats. `sums` is that of the first row and column.
@@ -146,10 +153,10 @@ template <int MR, int NR> INLINE void add_scaled(const Piece& p, int row, int co
       for (int r = 0; r < MR; r++) acc[r][n] -= zero * p.row_sum[row + r];
     }
   }
-  const float *weight_scale = p.weight_scale + column, *row_scale = p.row_scale + row;
+  const float* row_scale = p.row_scale + row;
 #pragma GCC unroll 8
   for (int n = 0; n < NR; n++) {
-    F32 scale = load(weight_scale + n * W);
+    F32 scale = p.load_scale(column + n * W);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; r++) {
       float* sum = sums + r * kPanel + n * W;
@@ -248,7 +255,8 @@ void quantized_item(const QuantizedArgs& a, const RoundedRows& left, int64_t pie
     for (int64_t i = 0, k = 0; k < a.inputs; i++, k += piece) {
       int depth = a.inputs - k < piece ? (int)(a.inputs - k) : (int)piece;
       int64_t at = (panel * groups + k / a.group) * kPanel, first = i * a.rows + row;
-      Piece p = {a.scale + at, a.zero ? a.zero + at : nullptr, left.scale + first, left.sum + first, Bits == 4 ? 8 : 0};
+      Piece p = {(const char*)a.scale + at * (a.scale_dtype == kF32 ? 4 : 2), a.zero ? a.zero + at : nullptr,
+                 left.scale + first, left.sum + first, a.scale_dtype, Bits == 4 ? 8 : 0};
       quantized_piece<Bits>(left.pair + row * a.inputs / 2, a.inputs, k, a.packed + (panel * words + k * Bits / 32) * kPanel,
                             depth, p, left.mr, rows, sums);
     }

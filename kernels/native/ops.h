@@ -26,17 +26,17 @@ struct LinearArgs {
   int64_t rows, inputs, outputs, x_stride;
 };
 
-// The same for a weight of integers. scale and zero are [panels, groups, 64]; zero may be null; a group is `group`
-// inputs. bits: 12 or 8 (signed), or 4 (0 to 15, standing for -8 to 7).
+// The same for a weight of integers. scale and zero are [panels, groups, 64], scale in `scale_dtype`; zero may be null;
+// a group is `group` inputs. bits: 12 or 8 (signed), or 4 (0 to 15, standing for -8 to 7).
 struct QuantizedArgs {
   const void* x_TI;
   const uint32_t* packed;
-  const float* scale;
+  const void* scale;
   const int8_t* zero;
   const void* bias_O;
   void* y_TO;
   int64_t rows, inputs, outputs, x_stride, group;
-  int bits;
+  int bits, scale_dtype;
 };
 
 struct SampleArgs {
@@ -93,7 +93,7 @@ struct Ops {
   void (*logprobs)(const LogprobsArgs& args);
   void (*pack_linear)(int dtype, const void* weight_OI, void* packed, int64_t outputs, int64_t inputs);
   void (*linear_quantized)(int dtype, const QuantizedArgs& args);
-  void (*round_bf16)(const void* weight_OI, uint32_t* packed, float* scale, int64_t outputs, int64_t inputs,
+  void (*round_bf16)(const void* weight_OI, uint32_t* packed, uint16_t* scale, int64_t outputs, int64_t inputs,
                      int64_t group);
   void (*quantize_weights)(int dtype, int bits, const void* weight_OI, int8_t* value_OI, float* scale_OG,
                            int64_t outputs, int64_t inputs, int64_t group);

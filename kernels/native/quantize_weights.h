@@ -11,6 +11,15 @@ constexpr float kInt4Reach = 8.3f, kTinyScale = 1e-30f;
 
 INLINE F32 min(F32 a, F32 b) { return -max(-a, -b); }
 
+constexpr float kLeastHalf = 0x1p-14f, kMostHalf = 65504;  // where fp16 has all its bits
+
+// Rounded to fp16, which a packed weight then needs no more than; as it is where fp16 is too narrow.
+INLINE float as_half(float x) {
+  fp16 halves[W];
+  store(halves, splat(x));
+  return fabsf(x) >= kLeastHalf && fabsf(x) <= kMostHalf ? load(halves)[0] : x;
+}
+
 // value = w / scale, to the nearest in [low, high]. f(i, n, value) is told of each vector.
 template <class T, class F> INLINE void round_weights(const T* w, int64_t size, float scale, int low, int high, const F& f) {
   for_each_vector(size, [&](int64_t i, int n) {
@@ -47,7 +56,7 @@ template <class T> float round_int4(const T* w, int64_t size, int8_t* value) {
     products += load(w + i, n) * steps, squares += steps * steps;
   });
   float square = sum_lanes(squares), fitted = sum_lanes(products) / (square < 1 ? 1 : square);
-  return fitted == 0 ? scale : fitted;
+  return as_half(fitted == 0 ? scale : fitted);
 }
 
 template <class T> void quantize_weights_of(int bits, const void* weight_OI, int8_t* value_OI, float* scale_OG,

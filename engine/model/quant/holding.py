@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 from engine.model.quant.stored import StoredWeight
 from engine.model.weights import Slot
 
-_SCALE_BYTES, _ORDER_BYTES = 4, 8
+_SCALE_BYTES, _SHORT_SCALE_BYTES, _ORDER_BYTES = 4, 2, 8
 # The output layer decides between tokens: even among 4 bit weights it gets 8, as one scale for each token.
 _HEAD = Quantization(8, 0)
 
@@ -34,7 +34,8 @@ class Holding:
     rounded: bool = False
 
     def num_bytes(self, outputs: int, inputs: int) -> int:
-        per_group = _SCALE_BYTES + self.zero
+        short = self.rounded and self.bits == 4  # `quantize` chooses such scales
+        per_group = (_SHORT_SCALE_BYTES if short else _SCALE_BYTES) + self.zero
         order = inputs * _ORDER_BYTES if self.order else 0
         return outputs * (-(-inputs * self.bits // 8) + self.groups * per_group) + order
 
