@@ -16,9 +16,11 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from engine import logs
@@ -36,6 +38,7 @@ PROGRESS_INTERVAL_S = 0.1
 # How long a step may go on after the server is gone.
 GRACE_S = 2.0
 _RECEIVE_BYTES = 1 << 18
+_META_KERNELS = "torch._meta_registrations"
 
 Build = Callable[[EngineOptions, Callable[[int, int], None]], tuple[Core, EngineInfo]]
 
@@ -71,6 +74,8 @@ def _prepare_process() -> None:
     # long as the process lives. The variables are read when torch is imported, which is later.
     for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "16")
+    # A quarter of importing torch is for tensors without data, which compilers use and nothing here does.
+    sys.modules.setdefault(_META_KERNELS, ModuleType(_META_KERNELS))
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logs.configure(LogOptions())
 
