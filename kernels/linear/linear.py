@@ -58,17 +58,6 @@ def linear(x_TI: Tensor, packed: PackedLinear) -> Tensor:
     return F.linear(x_TI, packed.weight, packed.bias_O)
 
 
-def packed_rows(packed: PackedLinear, id_T: Tensor) -> Tensor:
-    """Returns rows of a `native` or `plain` weight, `[T, I]`: an embedding look-up without a second copy."""
-    if packed.kind == "plain":
-        return packed.weight[id_T]
-    if packed.kind != "native":
-        raise ValueError("rows cannot be read back from oneDNN's format")
-    inputs, pair = packed.weight.shape[1], _interleave(packed.weight.dtype)
-    panel_BCPI = packed.weight.view(-1, inputs // pair, PANEL, pair)
-    return panel_BCPI[id_T // PANEL, :, id_T % PANEL].reshape(-1, inputs)
-
-
 def _kind(weight_OI: Tensor) -> Literal["native", "onednn", "plain"]:
     dtype = weight_OI.dtype
     if weight_OI.is_cuda or dtype not in DTYPE_CODE or weight_OI.numel() == 0:

@@ -6,11 +6,11 @@
 // per tile. A tile of 6 rows by two vectors has 12 sums: with two vectors of weights and an input, AVX2's registers.
 #pragma once
 #include "multiply.h"
+#include "panel.h"
 #include "parallel.h"
 
 namespace {
 
-constexpr int kPanel = 64;                      // outputs per panel
 constexpr int kFewRows = 2;                     // up to here memory decides, and the panel is read as it is
 constexpr int kTileRows = 6, kTileVectors = 2;  // sums per tile: rows x vectors
 constexpr int kTileWidth = kTileVectors * W;

@@ -9,11 +9,10 @@
 #pragma once
 #include <stdint.h>
 
+#include "panel.h"
 #include "parallel.h"
 
 namespace {
-
-constexpr int kQuantizedPanel = 64;
 
 inline uint32_t quantized_word(int bits, const int8_t* value) {
   uint32_t word = 0, mask = bits == 8 ? 255 : 15;
@@ -25,12 +24,12 @@ inline uint32_t quantized_word(int bits, const int8_t* value) {
 
 inline void pack_quantized(int bits, const int8_t* value_OI, uint32_t* packed, int64_t outputs, int64_t inputs) {
   const int64_t step = 32 / bits, words = inputs / step;
-  int64_t panels = (outputs + kQuantizedPanel - 1) / kQuantizedPanel;
+  int64_t panels = (outputs + kPanel - 1) / kPanel;
   parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin * kQuantizedPanel; o < end * kQuantizedPanel; o++) {
-      uint32_t* column = packed + o / kQuantizedPanel * kQuantizedPanel * words + o % kQuantizedPanel;
+    for (int64_t o = begin * kPanel; o < end * kPanel; o++) {
+      uint32_t* column = packed + o / kPanel * kPanel * words + o % kPanel;
       for (int64_t k = 0; k < words; k++)
-        column[k * kQuantizedPanel] = o < outputs ? quantized_word(bits, value_OI + o * inputs + k * step) : 0;
+        column[k * kPanel] = o < outputs ? quantized_word(bits, value_OI + o * inputs + k * step) : 0;
     }
   });
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.linear.linear import linear, pack_linear, packed_rows
+from kernels.linear.linear import linear, pack_linear
 from kernels.native import library as native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -59,13 +59,11 @@ def test_no_rows() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_packing_leaves_the_original_alone_and_rows_can_be_read_back(dtype: torch.dtype) -> None:
+def test_packing_leaves_the_original_alone(dtype: torch.dtype) -> None:
     weight_OI = torch.randn(150, 48).to(dtype)
     before = weight_OI.clone()
-    packed = pack_linear(weight_OI, None)
+    pack_linear(weight_OI, None)
     assert torch.equal(weight_OI, before)
-    ids = torch.tensor([0, 149, 64, 63, 64])
-    assert packed.kind == "onednn" or torch.equal(packed_rows(packed, ids), before[ids])
 
 
 def test_an_odd_number_of_inputs_in_bf16() -> None:
