@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.copy_blocks import cpu as _copy_blocks_cpu
+from kernels.decode_inputs import reference as _decode_inputs_torch
 from kernels.decoder.cpu import NativeDecoder
 from kernels.decoder.cpu import can_run as _can_run_decoder
 from kernels.kv_format import head_dim_of, kv_width
@@ -33,6 +34,7 @@ from kernels.sample import cpu as _sample_cpu
 from kernels.silu_mul import cpu as _silu_mul_cpu
 from kernels.types import (
     AttentionBatch,
+    DecodeInputs,
     DecoderParams,
     LayerWeights,
     PackedLinear,
@@ -44,6 +46,7 @@ from kernels.write_kv import cpu as _write_kv_cpu
 
 __all__ = [
     "AttentionBatch",
+    "DecodeInputs",
     "DecoderParams",
     "LayerWeights",
     "NativeDecoder",
@@ -53,6 +56,7 @@ __all__ = [
     "SampleParams",
     "backend_name",
     "copy_blocks",
+    "decode_inputs",
     "dequantize",
     "is_native",
     "kv_width",
@@ -167,6 +171,31 @@ def copy_blocks(kv_N2GPD: Tensor, src_: Tensor, dst_: Tensor) -> None:
     if src_.shape[0]:
         backend = _triton("copy_blocks") if kv_N2GPD.is_cuda else _copy_blocks_cpu
         backend.copy_blocks(kv_N2GPD, src_, dst_)
+
+
+def decode_inputs(
+    lanes_4S: Tensor, last_token_R: Tensor, page_table_RB: Tensor, block_size: int, out: DecodeInputs
+) -> None:
+    """Fills in what a step reads that computes one token of each sequence, and moves the lanes on by one.
+
+    Args:
+        lanes_4S: int64, written: of each sequence its row, position, and a new block with its column.
+        last_token_R: int64, by row.
+        page_table_RB: int32, by row, written: gets the new blocks.
+        out: written; the page table up to each sequence's length.
+    """
+    if lanes_4S.dtype != torch.int64 or lanes_4S.dim() != 2 or lanes_4S.shape[0] != 4:
+        raise _bad("lanes must be int64 [4, S]", lanes_4S)
+    for ids in (lanes_4S[0], last_token_R, out.token_id_S, out.position_S, out.slot_S, out.next_position_S):
+        _check_ids("lanes, tokens, positions and slots", ids)
+    for table in (page_table_RB, out.page_table_SB, out.seq_len_S):
+        if table.dtype != torch.int32 or table.stride(-1) != 1:
+            raise _bad("page tables and lengths must be int32, last dim contiguous", table)
+    sequences = lanes_4S.shape[1]
+    if out.page_table_SB.shape != (sequences, page_table_RB.shape[1]) or len(out.seq_len_S) != sequences:
+        raise _bad("each sequence needs a length and a whole page table", out.page_table_SB, page_table_RB)
+    backend = _triton("decode_inputs") if lanes_4S.is_cuda else _decode_inputs_torch
+    backend.decode_inputs(lanes_4S, last_token_R, page_table_RB, block_size, out)
 
 
 def rms_norm(

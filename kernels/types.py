@@ -33,6 +33,25 @@ class AttentionBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeInputs:
+    """Where `decode_inputs` writes what a step reads that computes one token of each of S sequences.
+
+    Attributes:
+        token_id_S, position_S, slot_S: int64, as in any step.
+        next_position_S: int64, of the token to be drawn.
+        seq_len_S: int32, the token to compute included; 0 is padding.
+        page_table_SB: int32.
+    """
+
+    token_id_S: Tensor
+    position_S: Tensor
+    slot_S: Tensor
+    next_position_S: Tensor
+    seq_len_S: Tensor
+    page_table_SB: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class SampleParams:
     """How to draw one token per row. Every tensor is [S].
 
