@@ -73,6 +73,9 @@ class PacedExecutor:
     def forward(self, plan: StepPlan) -> None:
         self._due_s = max(self._due_s + self._step_s, time.perf_counter())
 
+    def prepare(self) -> bool:
+        return False
+
     def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> _Drawn:
         ids, first = self._token_ids, self._at
         count = sum(sequence.samples for sequence in plan.sequences)

@@ -50,6 +50,9 @@ class NullExecutor:
     def forward(self, plan: StepPlan) -> None:
         self._drawn = [7] * sum(sequence.samples for sequence in plan.sequences)
 
+    def prepare(self) -> bool:
+        return False
+
     def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> _Done:
         return _Done(self._drawn)
 

@@ -14,14 +14,19 @@ from engine.config import EngineConfig, EngineOptions, ModelFacts, Quantization,
 from engine.core import EngineCore
 from engine.errors import ConfigError
 from engine.exec import device as devices
+from engine.exec.decode import DecodeStep
 from engine.exec.executor import LocalExecutor
+from engine.exec.graphed import GraphedDecode
+from engine.exec.graphs import CudaGraphs, GraphMaker
 from engine.exec.kv_store import KVStore
+from engine.exec.lanes import Lanes
 from engine.exec.rows import Rows
 from engine.model import checkpoint as checkpoints
 from engine.model import loader
 from engine.model.checkpoint import LOADABLE, Checkpoint
 from engine.model.embeddings import read_embedding_facts
 from engine.model.quant import holding
+from engine.model.transformer import Transformer
 from engine.plan import RowStart, SequencePlan, StepPlan
 from engine.sample.grammar import CompiledGrammars
 from engine.sample.sampler import Sampler
@@ -97,9 +102,17 @@ def model_facts(
 
 
 def build_executor(
-    config: EngineConfig, checkpoint: Checkpoint, device: torch.device, progress: Progress | None = None
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    progress: Progress | None = None,
+    graph_maker: GraphMaker | None = None,
 ) -> LocalExecutor:
-    """Allocates weights, KV memory and rows."""
+    """Loads the weights and allocates everything else.
+
+    Args:
+        graph_maker: captures decode steps; chosen by the config if not given.
+    """
     if device.type == "cpu":
         api.use_threads(config.threads)
     model = loader.load(
@@ -110,7 +123,14 @@ def build_executor(
         max_model_len=config.model.max_model_len,
         progress=progress,
     )
-    spec = checkpoint.spec
+    if graph_maker is None and config.cuda_graphs:
+        graph_maker = CudaGraphs()
+    return assemble(config, model, graph_maker)
+
+
+def assemble(config: EngineConfig, model: Transformer, graph_maker: GraphMaker | None) -> LocalExecutor:
+    """Allocates KV memory, rows and sampling state around a model."""
+    spec, device = model.spec, model.device
     store = KVStore(
         config.cache,
         num_layers=spec.num_layers,
@@ -122,7 +142,11 @@ def build_executor(
     max_blocks = -(-config.model.max_model_len // config.cache.block_size) + 1
     rows = Rows(num_rows, max_blocks, device)
     sampler = Sampler(num_rows, spec.vocab_size, config.model.eos_token_ids, device)
-    return LocalExecutor(model, store, rows, sampler)
+    graphs = None
+    if graph_maker is not None and spec.lm_head:
+        step = DecodeStep(model, store, rows, sampler, num_rows)
+        graphs = GraphedDecode(step, Lanes(rows, num_rows), sampler, graph_maker, num_rows)
+    return LocalExecutor(model, store, rows, sampler, graphs)
 
 
 def build_grammars(config: EngineConfig, checkpoint: Checkpoint) -> CompiledGrammars:

@@ -68,6 +68,7 @@ class EngineOptions:
     kv_cache_memory_bytes: int | None = None
     kv_cache_dtype: str = "auto"
     threads: int | None = None
+    cuda_graphs: str = "auto"
     prefix_caching: bool = True
     seed: int | None = None
 
@@ -134,6 +135,7 @@ class EngineConfig:
     scheduler: SchedulerConfig
     parallel: ParallelConfig = ParallelConfig()
     threads: int = 1  # that compute, on a CPU
+    cuda_graphs: bool = False
     reasons: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -236,6 +238,7 @@ class _Resolver:
                 steps_ahead=2 if self.machine.device == "cuda" else 1,
             ),
             threads=self._threads(),
+            cuda_graphs=self._cuda_graphs(),
             reasons=tuple(self.reasons),
         )
 
@@ -247,6 +250,12 @@ class _Resolver:
         if self.machine.device == "cpu":
             self._auto("threads", self.machine.cores, "one for each core that this process may use")
         return self.machine.cores
+
+    def _cuda_graphs(self) -> bool:
+        asked = self.options.cuda_graphs
+        if asked not in ("auto", "off"):
+            raise ConfigError(f"--cuda-graphs {asked}: choose auto or off.")
+        return asked == "auto" and self.machine.device == "cuda"
 
     def _auto(self, setting: str, value: object, why: str) -> None:
         self.reasons.append((setting, str(value), why))

@@ -159,6 +159,10 @@ class EngineCore:
             self.scheduler.tally.stepped(began_s, worked=plan is not None)
         return outputs
 
+    def prepare(self) -> bool:
+        """Gets ready for later steps, in a moment without work. Whether there was anything to do."""
+        return self._executor.prepare()
+
     def snapshot(self) -> EngineSnapshot:
         """The state between two steps. Cheap: counts that are kept anyway."""
         scheduler, tally, pool, counts = self.scheduler, self.scheduler.tally, self.kv.pool, self.kv.counts
@@ -189,6 +193,7 @@ class EngineCore:
             recomputed_tokens=tally.recomputed_tokens,
             prompt_tokens=tally.prompt_tokens,
             generated_tokens=tally.generated_tokens,
+            step_runs=dict(tally.runs),
             busy_s=tally.busy_s,
             requests_finished=dict(tally.finished),
             histograms={

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.types import SamplingParams, TokenLogprob
+from engine.types import SamplingParams, StepRun, TokenLogprob
 
 
 class RowStart(NamedTuple):
@@ -86,12 +86,14 @@ class StepResult(NamedTuple):
         prompt_logprobs: (index into plan.sequences, logprobs) for those that asked.
         embeddings: (index into plan.sequences, vector) for those that `embeds`; without those that are not
             finite.
+        run: how it was computed.
     """
 
     token_ids: list[int]
     logprobs: Sequence[TokenLogprob | None] = ()
     prompt_logprobs: Sequence[tuple[int, Sequence[TokenLogprob]]] = ()
     embeddings: Sequence[tuple[int, bytes]] = ()
+    run: StepRun = StepRun.OFF
 
 
 NOT_FINITE = -1
@@ -113,3 +115,7 @@ class Executor(Protocol):
     def forward(self, plan: StepPlan) -> None: ...
 
     def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> StepHandle: ...
+
+    def prepare(self) -> bool:
+        """Gets ready for later steps, in a moment without work. Whether there was anything to do."""
+        ...

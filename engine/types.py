@@ -40,6 +40,27 @@ class FinishReason(StrEnum):
     ERROR = "error"  # this request broke; the others go on
 
 
+@unique
+class StepRun(StrEnum):
+    """How the engine ran a step, and why not better: `how reason`."""
+
+    GRAPH = "graph decode"  # forward and draw in one launch
+    GRAMMAR = "forward_graph grammar"  # drawn apart: some token must fit a grammar
+    BIAS = "forward_graph bias"  # logit_bias, min_tokens, allowed or banned tokens
+    LOGPROBS = "forward_graph logprobs"  # of the likeliest tokens, not only of the drawn one
+    PROMPT = "eager prompt"  # more than one token of some sequence is computed
+    UNCAPTURED = "eager uncaptured"  # no graph of this kind and size yet
+    OFF = "eager off"  # no graphs: on a CPU, or with --cuda-graphs off
+
+    @property
+    def how(self) -> str:
+        return self.value.partition(" ")[0]
+
+    @property
+    def reason(self) -> str:
+        return self.value.partition(" ")[2]
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to generate. Validated once, here, for every route.
@@ -295,6 +316,7 @@ class EngineSnapshot:
         whatif_hit_tokens: by size of the pool, relative to what it is ("0.5", "1", ...): the prompt tokens
             that would have been found; of `prefix_query_tokens`.
         ghosts: evicted blocks that are remembered for this.
+        step_runs: steps seen, by StepRun.
         busy_s: time spent in steps.
         histograms: by name; see engine.stats.BUCKETS.
         tenants: by name.
@@ -325,6 +347,7 @@ class EngineSnapshot:
     recomputed_tokens: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    step_runs: Mapping[str, int] = field(default_factory=dict)
     busy_s: float = 0.0
     requests_finished: Mapping[str, int] = field(default_factory=dict)
     histograms: Mapping[str, HistogramData] = field(default_factory=dict)

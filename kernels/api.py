@@ -174,28 +174,29 @@ def copy_blocks(kv_N2GPD: Tensor, src_: Tensor, dst_: Tensor) -> None:
 
 
 def decode_inputs(
-    lanes_4S: Tensor, last_token_R: Tensor, page_table_RB: Tensor, block_size: int, out: DecodeInputs
+    lanes_5S: Tensor, last_token_R: Tensor, page_table_RB: Tensor, block_size: int, out: DecodeInputs
 ) -> None:
     """Fills in what a step reads that computes one token of each sequence, and moves the lanes on by one.
 
     Args:
-        lanes_4S: int64, written: of each sequence its row, position, and a new block with its column.
+        lanes_5S: int64, written: of each sequence its row, position, token or -1, the column of a new block
+            or -1, and the block.
         last_token_R: int64, by row.
         page_table_RB: int32, by row, written: gets the new blocks.
         out: written; the page table up to each sequence's length.
     """
-    if lanes_4S.dtype != torch.int64 or lanes_4S.dim() != 2 or lanes_4S.shape[0] != 4:
-        raise _bad("lanes must be int64 [4, S]", lanes_4S)
-    for ids in (lanes_4S[0], last_token_R, out.token_id_S, out.position_S, out.slot_S, out.next_position_S):
+    if lanes_5S.dtype != torch.int64 or lanes_5S.dim() != 2 or lanes_5S.shape[0] != 5:
+        raise _bad("lanes must be int64 [5, S]", lanes_5S)
+    for ids in (lanes_5S[0], last_token_R, out.token_id_S, out.position_S, out.slot_S, out.next_position_S):
         _check_ids("lanes, tokens, positions and slots", ids)
     for table in (page_table_RB, out.page_table_SB, out.seq_len_S):
         if table.dtype != torch.int32 or table.stride(-1) != 1:
             raise _bad("page tables and lengths must be int32, last dim contiguous", table)
-    sequences = lanes_4S.shape[1]
+    sequences = lanes_5S.shape[1]
     if out.page_table_SB.shape != (sequences, page_table_RB.shape[1]) or len(out.seq_len_S) != sequences:
         raise _bad("each sequence needs a length and a whole page table", out.page_table_SB, page_table_RB)
-    backend = _triton("decode_inputs") if lanes_4S.is_cuda else _decode_inputs_torch
-    backend.decode_inputs(lanes_4S, last_token_R, page_table_RB, block_size, out)
+    backend = _triton("decode_inputs") if lanes_5S.is_cuda else _decode_inputs_torch
+    backend.decode_inputs(lanes_5S, last_token_R, page_table_RB, block_size, out)
 
 
 def rms_norm(

@@ -19,7 +19,12 @@ def to_device(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def to_host(x: Tensor) -> Tensor:
-    """Starts a copy to pinned host memory; a CPU tensor is returned as it is."""
+    """Starts a copy to pinned host memory. Whatever becomes of `x`, the copy is of what it was."""
     if not x.is_cuda:
-        return x
+        return x.clone()
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+
+
+def send(values: Tensor, target: Tensor) -> None:
+    """Starts a copy of host numbers into memory that is on the device already."""
+    target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)

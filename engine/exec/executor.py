@@ -14,14 +14,15 @@ from torch import Tensor
 
 from engine.dist.transfer import to_device, to_host
 from engine.exec import batch
-from engine.exec.batch import BatchTensors
+from engine.exec.graphed import GraphedDecode
 from engine.exec.kv_store import KVStore
 from engine.exec.pooling import PendingEmbeddings, Pooler
 from engine.exec.rows import Rows
 from engine.model.transformer import Transformer
 from engine.plan import RowStart, SequencePlan, StepPlan, StepResult, TokenMasks
-from engine.sample.sampler import PendingLogprobs, Sampler
-from engine.types import TokenLogprob
+from engine.sample.logprobs import PendingLogprobs
+from engine.sample.sampler import Sampler
+from engine.types import StepRun, TokenLogprob
 
 _PROMPT_LOGITS_TOKENS = 128  # prompt positions whose logits are held at once
 
@@ -34,13 +35,22 @@ class LocalExecutor:
         kv_store: the KV memory its blocks index.
         rows: persistent page tables and last tokens.
         sampler: persistent sampling state, of as many rows.
+        graphs: runs decode steps as graphs, on the same memory; None where there are none.
     """
 
-    def __init__(self, model: Transformer, kv_store: KVStore, rows: Rows, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        kv_store: KVStore,
+        rows: Rows,
+        sampler: Sampler,
+        graphs: GraphedDecode | None = None,
+    ) -> None:
         self._model = model
         self._kv_store = kv_store
         self._rows = rows
         self._sampler = sampler
+        self._graphs = graphs
         self._pooler = Pooler()
         self._prompts: dict[int, tuple[int, ...]] = {}  # of rows that asked for prompt logprobs
         self._step: _Step | None = None
@@ -55,35 +65,66 @@ class LocalExecutor:
         """Launches the model on a plan; its logits wait for `sample`."""
         self._start_rows(plan.row_starts)
         self._kv_store.copy_blocks(plan.block_copies)
-        self._rows.apply(plan)
-        tensors = batch.build(plan, self._rows, self._kv_store.layers)
-        hidden_TE = self._model.forward(tensors.forward)
-        samples = len(tensors.sample_index) > 0
-        logits_SV = self._model.logits(hidden_TE[tensors.sample_index]) if samples else None
-        of_prompts = _OfPrompts(self._prompt_logprobs(plan, hidden_TE), self._pooler.pool(plan, hidden_TE))
-        self._step = _Step(plan, tensors, logits_SV, of_prompts)
+        self._rows.start(plan)
+        run = StepRun.OFF if self._graphs is None else self._graphs.launch(plan)
+        if self._graphs is None or run.how == "eager":
+            self._step = self._forward(plan, run)
+        elif run is StepRun.GRAPH:
+            self._step = _Step(plan, run)
+        else:
+            hidden_SE, row_S, position_S = self._graphs.forwarded(len(plan.sequences))
+            self._step = _Step(plan, run, _ToDraw(self._model.logits(hidden_SE), row_S, position_S))
 
     @torch.inference_mode()
     def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> _Handle:
-        """Launches the draw of the step that `forward` launched last."""
+        """Launches the draw of the step that `forward` launched last, where it is not launched yet."""
         step = self._step
         if step is None or step.plan is not plan:
             raise RuntimeError("sample must follow forward of the same plan")
         self._step = None
-        if step.logits_SV is None:
-            return _Handle(None, None, step.of_prompts)
+        wanted = [sequence.logprobs for sequence in plan.sequences if sequence.samples]
+        if step.to_draw is not None:
+            token_S, logprobs = self._draw(plan, step.to_draw, wanted, masks)
+            handle = _Handle(step, token_S, logprobs)
+        elif self._graphs is not None and step.run is StepRun.GRAPH:
+            handle = _Handle(step, *self._graphs.drawn(wanted))
+        else:
+            handle = _Handle(step, None, None)
+        if self._graphs is not None:
+            self._graphs.capture_if_due()
+        return handle
+
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Captures a graph that steps may need. Whether there was one left."""
+        return self._graphs is not None and self._graphs.capture_next()
+
+    def _forward(self, plan: StepPlan, run: StepRun) -> _Step:
+        """Launch by launch, whatever the plan."""
+        self._rows.append(plan)
+        tensors = batch.build(plan, self._rows, self._kv_store.layers)
+        hidden_TE = self._model.forward(tensors.forward)
+        to_draw = None
+        if len(tensors.sample_index) > 0:
+            logits_SV = self._model.logits(hidden_TE[tensors.sample_index])
+            to_draw = _ToDraw(logits_SV, tensors.sample_row, tensors.sample_position)
+        of_prompts = _OfPrompts(self._prompt_logprobs(plan, hidden_TE), self._pooler.pool(plan, hidden_TE))
+        return _Step(plan, run, to_draw, of_prompts)
+
+    def _draw(
+        self, plan: StepPlan, to_draw: _ToDraw, wanted: list[int | None], masks: TokenMasks | None
+    ) -> tuple[Tensor, PendingLogprobs]:
+        logits_SV, row_S, position_S = to_draw
         sampling = [sequence for sequence in plan.sequences if sequence.samples]
-        wanted = [sequence.logprobs for sequence in sampling]
         rows = [sequence.row for sequence in sampling]
         positions = [sequence.start + sequence.num_tokens for sequence in sampling]
         keep = any(count is not None for count in wanted) and (
             masks is not None or self._sampler.changes_logits(rows)
         )
-        raw_SV = step.logits_SV.clone() if keep else step.logits_SV
-        row_S, position_S = step.tensors.sample_row, step.tensors.sample_position
-        token_S = self._sampler.sample(step.logits_SV, rows, positions, row_S, position_S, masks)
+        raw_SV = logits_SV.clone() if keep else logits_SV
+        token_S = self._sampler.sample(logits_SV, rows, positions, row_S, position_S, masks)
         self._rows.last_token_R[row_S] = token_S.clamp(min=0)
-        return _Handle(token_S, PendingLogprobs(raw_SV, token_S, wanted), step.of_prompts)
+        return token_S, PendingLogprobs.launch(raw_SV, token_S, wanted)
 
     def _start_rows(self, starts: Sequence[RowStart]) -> None:
         self._sampler.start_rows(starts)
@@ -112,7 +153,7 @@ class LocalExecutor:
             part = following[i : i + _PROMPT_LOGITS_TOKENS]
             logits_SV = self._model.logits(hidden_TE[i : i + len(part)])
             tokens = to_device(part, torch.int64, logits_SV.device)
-            pending = PendingLogprobs(logits_SV, tokens, [top] * len(part))
+            pending = PendingLogprobs.launch(logits_SV, tokens, [top] * len(part))
             if logits_SV.is_cuda:
                 torch.cuda.current_stream().synchronize()
             out += (entry for entry in pending.read() if entry)
@@ -122,33 +163,37 @@ class LocalExecutor:
 class _OfPrompts(NamedTuple):
     """What a step's hidden states say of prompts."""
 
-    logprobs: list[tuple[int, list[TokenLogprob]]]
-    embeddings: PendingEmbeddings | None
+    logprobs: Sequence[tuple[int, list[TokenLogprob]]] = ()
+    embeddings: PendingEmbeddings | None = None
+
+
+class _ToDraw(NamedTuple):
+    """Logits that are to be drawn from, with the rows and the positions of the tokens."""
+
+    logits_SV: Tensor
+    row_S: Tensor
+    position_S: Tensor
 
 
 class _Step(NamedTuple):
-    """What `forward` leaves for `sample`. Where nothing is sampled, there are no logits."""
+    """What `forward` leaves for `sample`. Without `to_draw`, nothing is sampled, or all is launched."""
 
     plan: StepPlan
-    tensors: BatchTensors
-    logits_SV: Tensor | None
-    of_prompts: _OfPrompts
+    run: StepRun
+    to_draw: _ToDraw | None = None
+    of_prompts: _OfPrompts = _OfPrompts()
 
 
 class _Handle:
     """A step whose tokens are on their way to the host."""
 
-    def __init__(
-        self,
-        token_S: Tensor | None,
-        logprobs: PendingLogprobs | None,
-        of_prompts: _OfPrompts,
-    ) -> None:
+    def __init__(self, step: _Step, token_S: Tensor | None, logprobs: PendingLogprobs | None) -> None:
+        self._run = step.run
+        self._of_prompts = step.of_prompts
         self._logprobs = logprobs
-        self._of_prompts = of_prompts
         self._token_S = None if token_S is None else to_host(token_S)
         self._arrived: torch.cuda.Event | None = None
-        embeddings = of_prompts.embeddings
+        embeddings = step.of_prompts.embeddings
         if (token_S is not None and token_S.is_cuda) or (embeddings is not None and embeddings.on_device):
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
@@ -161,5 +206,9 @@ class _Handle:
         logprobs = [] if self._logprobs is None else self._logprobs.read()
         embeddings = self._of_prompts.embeddings
         return StepResult(
-            token_ids, logprobs, self._of_prompts.logprobs, [] if embeddings is None else embeddings.read()
+            token_ids,
+            logprobs,
+            self._of_prompts.logprobs,
+            [] if embeddings is None else embeddings.read(),
+            self._run,
         )

@@ -53,6 +53,10 @@ class Core(Protocol):
     @property
     def has_work(self) -> bool: ...
 
+    def prepare(self) -> bool:
+        """Gets ready for later steps. Whether there was anything to do."""
+        ...
+
     def snapshot(self) -> EngineSnapshot: ...
 
     def probe(self, prompt_ids: Sequence[int], scope: CacheScope) -> CacheReport: ...
@@ -157,13 +161,19 @@ class EngineLoop:
         """Applies what was asked; waits for it if there is nothing else to do. False on Quit."""
         try:
             if not self._core.has_work and not self._questions:
-                self._apply_or_quit(self._inbox.get(timeout=self._camera.due_in_s()))
+                self._apply_or_quit(self._wait())
             while True:
                 self._apply_or_quit(self._inbox.get_nowait())
         except queue.Empty:
             return True
         except _QuitAsked:
             return False
+
+    def _wait(self) -> Command:
+        """The next command, whenever it comes. Meanwhile the core gets ready for later steps, bit by bit."""
+        while self._inbox.empty() and self._camera.due_in_s() != 0.0 and self._core.prepare():
+            pass
+        return self._inbox.get(timeout=self._camera.due_in_s())
 
     def _apply_or_quit(self, command: Command) -> None:
         if isinstance(command, Quit):

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.dist.transfer import to_device, to_host
+from engine.dist.transfer import to_device
 from engine.plan import NOT_FINITE, NOTHING_LEFT, RowStart, TokenMasks
 from engine.sample.narrowing import Narrowing
-from engine.types import SamplingParams, TokenLogprob
+from engine.sample.penalties import PenaltyTables
+from engine.types import SamplingParams
 from kernels import api
 
 
 class Sampler:
-    """Sampling state of `R` rows.
+    """Sampling state of `R` rows, and of one more that is padding's: greedy, and nothing else.
 
     Settings live in device tensors, one entry per row, written when a row starts. What few requests ask for
     (bias, penalties, minimum length) is kept by row in small host tables, so that a step without any of
@@ -35,9 +36,10 @@ class Sampler:
         self._device = device
         self._eos = tuple(eos_token_ids)
         # float32 columns: temperature, top_p, min_p, presence, frequency, repetition
-        self._floats_6R = torch.zeros((6, num_rows), dtype=torch.float32, device=device)
+        self._floats_6R = torch.zeros((6, num_rows + 1), dtype=torch.float32, device=device)
         # int64 columns: top_k, seed, row of the penalty tables
-        self._ints_3R = torch.zeros((3, num_rows), dtype=torch.int64, device=device)
+        self._ints_3R = torch.zeros((3, num_rows + 1), dtype=torch.int64, device=device)
+        self._ints_3R[2] = -1
         self._sampling: set[int] = set()  # rows that are not greedy
         self._filtered: set[int] = set()  # rows with top_k, top_p or min_p
         self._bias: dict[int, tuple[Tensor, Tensor]] = {}
@@ -110,6 +112,56 @@ class Sampler:
             self._mask(logits_SV, masks)
         if narrowed or masks is not None:
             empty_S = logits_SV.amax(dim=-1) == -torch.inf
+        token_S = self._draw(
+            logits_SV,
+            row_S,
+            position_S,
+            all_greedy=self._sampling.isdisjoint(rows),
+            any_filter=not self._filtered.isdisjoint(rows),
+        )
+        if narrowed or masks is not None:
+            token_S = torch.where(empty_S, NOTHING_LEFT, token_S)
+        token_S = torch.where(finite_S, token_S, NOT_FINITE)
+        if self._penalties.any(rows):
+            self._penalties.count(self._ints_3R[2, row_S], token_S)
+        if narrowed:
+            self._narrowing.drawn(rows, token_S)
+        return token_S
+
+    def is_plain(self, rows: Sequence[int], positions: Sequence[int]) -> bool:
+        """Whether `sample_plain` would do what `sample` does for tokens at these positions."""
+        return (
+            (not self._bias or self._bias.keys().isdisjoint(rows))
+            and not self._narrowing.any(rows)
+            and (not self._min_length or not self._too_early(rows, positions))
+        )
+
+    def penalty_capacity(self, rows: Sequence[int]) -> int:
+        """What `sample_plain` needs to know of penalties, for these rows."""
+        return self._penalties.capacity if self._penalties.any(rows) else 0
+
+    def sample_plain(
+        self, logits_SV: Tensor, row_S: Tensor, position_S: Tensor, penalty_capacity: int
+    ) -> Tensor:
+        """Draws as `sample` does, but never looks at the host's tables: what it launches can be launched
+        again, as it is, when other rows are in `row_S`.
+
+        Args:
+            penalty_capacity: it depends on this alone; 0 where no row is penalised.
+        """
+        finite_S = torch.isfinite(logits_SV.amax(dim=-1))
+        if penalty_capacity:
+            slot_S = self._ints_3R[2, row_S]
+            self._penalties.apply(logits_SV, slot_S, self._floats_6R[:, row_S])
+        token_S = self._draw(logits_SV, row_S, position_S, all_greedy=False, any_filter=True)
+        token_S = torch.where(finite_S, token_S, NOT_FINITE)
+        if penalty_capacity:
+            self._penalties.count(slot_S, token_S)
+        return token_S
+
+    def _draw(
+        self, logits_SV: Tensor, row_S: Tensor, position_S: Tensor, *, all_greedy: bool, any_filter: bool
+    ) -> Tensor:
         floats, ints = self._floats_6R[:, row_S], self._ints_3R[:, row_S]
         params = api.SampleParams(
             temperature_S=floats[0],
@@ -118,17 +170,17 @@ class Sampler:
             min_p_S=floats[2],
             seed_S=ints[1],
             position_S=position_S,
-            all_greedy=self._sampling.isdisjoint(rows),
-            any_filter=not self._filtered.isdisjoint(rows),
+            all_greedy=all_greedy,
+            any_filter=any_filter,
         )
-        token_S = api.sample(logits_SV, params)
-        if narrowed or masks is not None:
-            token_S = torch.where(empty_S, NOTHING_LEFT, token_S)
-        token_S = torch.where(finite_S, token_S, NOT_FINITE)
-        self._penalties.count(rows, token_S)
-        if narrowed:
-            self._narrowing.drawn(rows, token_S)
-        return token_S
+        return api.sample(logits_SV, params)
+
+    def _too_early(self, rows: Sequence[int], positions: Sequence[int]) -> bool:
+        """Whether any row may not end yet."""
+        return any(
+            row in self._min_length and position < self._min_length[row][0]
+            for row, position in zip(rows, positions, strict=True)
+        )
 
     def _mask(self, logits_SV: Tensor, masks: TokenMasks) -> None:
         words_KW = torch.from_numpy(masks.words_KW.view(np.int32))
@@ -161,109 +213,6 @@ class Sampler:
                 first, ids = self._min_length[row]
                 if positions[i] < first:
                     logits_SV[i, ids] = -torch.inf
-
-
-class PenaltyTables:
-    """What each penalised row has generated and been prompted with: `U` rows by vocabulary.
-
-    Made at the first request that asks for a penalty, grown by doubling: most servers never see one.
-    """
-
-    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
-        self._vocab_size = vocab_size
-        self._device = device
-        self._slot_of_row: dict[int, int] = {}
-        self._free: list[int] = []
-        self._output_count_UV = torch.zeros((0, vocab_size), dtype=torch.int32, device=device)
-        self._prompt_seen_UV = torch.zeros((0, vocab_size), dtype=torch.bool, device=device)
-
-    def slot(self, row: int) -> int:
-        return self._slot_of_row.get(row, -1)
-
-    def any(self, rows: Sequence[int]) -> bool:
-        return bool(self._slot_of_row) and not self._slot_of_row.keys().isdisjoint(rows)
-
-    def start_row(self, start: RowStart) -> None:
-        """Takes or gives back the row's slot, and fills it with what is known so far."""
-        if not start.params.penalised:
-            slot = self._slot_of_row.pop(start.row, None)
-            if slot is not None:
-                self._free.append(slot)
-            return
-        if start.row not in self._slot_of_row:
-            if not self._free:
-                self._grow()
-            self._slot_of_row[start.row] = self._free.pop()
-        slot = self._slot_of_row[start.row]
-        known = to_device(start.known_token_ids, torch.int64, self._device)
-        prompt, output = known[: start.prompt_len], known[start.prompt_len :]
-        self._prompt_seen_UV[slot] = False
-        self._prompt_seen_UV[slot, prompt] = True
-        counts_V = self._output_count_UV[slot].zero_()
-        counts_V.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))  # bincount would wait
-
-    def _grow(self) -> None:
-        old = self._output_count_UV.shape[0]
-        added = max(4, old)
-        shape = (added, self._vocab_size)
-        counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
-        seen = torch.zeros(shape, dtype=torch.bool, device=self._device)
-        self._output_count_UV = torch.cat([self._output_count_UV, counts])
-        self._prompt_seen_UV = torch.cat([self._prompt_seen_UV, seen])
-        self._free.extend(range(old, old + added))
-
-    def apply(self, logits_SV: Tensor, slot_S: Tensor, floats_6S: Tensor) -> None:
-        params = api.PenaltyParams(
-            row_S=slot_S,
-            output_count_UV=self._output_count_UV,
-            prompt_seen_UV=self._prompt_seen_UV,
-            presence_S=floats_6S[3],
-            frequency_S=floats_6S[4],
-            repetition_S=floats_6S[5],
-        )
-        api.penalize(logits_SV, params)
-
-    def count(self, rows: Sequence[int], token_S: Tensor) -> None:
-        """Counts the drawn tokens of penalised rows."""
-        if not self.any(rows):
-            return
-        pairs = [(i, self._slot_of_row[row]) for i, row in enumerate(rows) if row in self._slot_of_row]
-        index = to_device(pairs, torch.int64, self._device)
-        drawn = token_S[index[:, 0]].clamp(min=0)
-        self._output_count_UV[index[:, 1], drawn] += 1
-
-
-class PendingLogprobs:
-    """Log probabilities of drawn tokens and their alternatives, launched now and read later.
-
-    Args:
-        logits_SV: fp32, as the model gave them.
-        token_S: the drawn tokens.
-        wanted: per row, how many alternatives (0: only the token's own), or None for rows that did not ask.
-    """
-
-    def __init__(self, logits_SV: Tensor, token_S: Tensor, wanted: Sequence[int | None]) -> None:
-        self._wanted = wanted
-        self._asking = [i for i, count in enumerate(wanted) if count is not None]
-        self._host: tuple[Tensor, ...] = ()
-        if self._asking:
-            most = max(count for count in wanted if count is not None)
-            index = to_device(self._asking, torch.int64, logits_SV.device)
-            tokens = token_S[index]
-            found = api.logprobs(logits_SV[index], tokens.clamp(min=0), most)
-            self._host = tuple(to_host(tensor) for tensor in (tokens, *found))
-
-    def read(self) -> list[TokenLogprob | None]:
-        """One entry per row, or an empty list when no row asked; the copies must have arrived."""
-        if not self._asking:
-            return []
-        tokens, chosen, ids, values = (tensor.tolist() for tensor in self._host)
-        out: list[TokenLogprob | None] = [None] * len(self._wanted)
-        for k, i in enumerate(self._asking):
-            count = self._wanted[i] or 0
-            top = tuple(zip(ids[k][:count], values[k][:count], strict=True))
-            out[i] = TokenLogprob(tokens[k], chosen[k], top)
-        return out
 
 
 def _put(rows: set[int], row: int, present: bool) -> None:

@@ -206,6 +206,7 @@ class Scheduler:
         launched, planned = self._in_flight.popleft()
         if launched is not plan or len(result.token_ids) != sum(p.sequence.samples for p in planned):
             raise AssertionError(f"step {launched.step}: the result belongs to another plan")
+        self.tally.runs[result.run] += 1
         for index, logprobs in result.prompt_logprobs:
             request = planned[index].request
             if planned[index].is_current and request.prompt_logprobs is not None:

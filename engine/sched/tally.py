@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from engine.kv.facts import BlockFacts
 from engine.request import Account, Request
 from engine.stats import BUCKETS, Histogram
-from engine.types import FinishReason
+from engine.types import FinishReason, StepRun
 from engine.views import HistogramData, TenantUse
 
 _HISTOGRAMS = ("queue_s", "prefill_s", "decode_s", "step_s", "step_tokens", "step_sequences")
@@ -31,6 +31,7 @@ class Tally:
         accounts: by tenant.
         preemptions, recomputed_tokens: and what the former cost.
         finished: choices, by how they ended.
+        runs: steps seen, by how they ran.
         busy_s: spent in steps.
     """
 
@@ -42,6 +43,7 @@ class Tally:
         self.preemptions = 0
         self.recomputed_tokens = 0
         self.finished = {reason.value: 0 for reason in FinishReason}
+        self.runs = {run.value: 0 for run in StepRun}
         self.busy_s = 0.0
         self._histograms = {name: Histogram(BUCKETS[name]) for name in _HISTOGRAMS}
         self._queue_s, self._prefill_s, self._decode_s, *of_steps = self._histograms.values()

@@ -12,11 +12,11 @@ BLOCK = 256
 
 
 def decode_inputs(
-    lanes_4S: Tensor, last_token_R: Tensor, page_table_RB: Tensor, block_size: int, out: DecodeInputs
+    lanes_5S: Tensor, last_token_R: Tensor, page_table_RB: Tensor, block_size: int, out: DecodeInputs
 ) -> None:
     """Fills `out` and moves the lanes on by one position. `README.md` says what is what."""
-    _decode_inputs[(lanes_4S.shape[1],)](
-        lanes_4S,
+    _decode_inputs[(lanes_5S.shape[1],)](
+        lanes_5S,
         last_token_R,
         page_table_RB,
         out.token_id_S,
@@ -25,7 +25,7 @@ def decode_inputs(
         out.next_position_S,
         out.seq_len_S,
         out.page_table_SB,
-        lanes_4S.stride(0),
+        lanes_5S.stride(0),
         page_table_RB.stride(0),
         out.page_table_SB.stride(0),
         P=block_size,
@@ -54,8 +54,9 @@ def _decode_inputs(
     s = tl.program_id(0).to(tl.int64)
     row = tl.load(lanes_ptr + s)
     start = tl.load(lanes_ptr + lanes_stride + s)
-    column = tl.load(lanes_ptr + 2 * lanes_stride + s)
-    block = tl.load(lanes_ptr + 3 * lanes_stride + s)
+    token = tl.load(lanes_ptr + 2 * lanes_stride + s)
+    column = tl.load(lanes_ptr + 3 * lanes_stride + s)
+    block = tl.load(lanes_ptr + 4 * lanes_stride + s)
     position, length = tl.maximum(start, 0), start + 1
     row_ptr = table_ptr + row * table_stride
 
@@ -71,9 +72,10 @@ def _decode_inputs(
         tl.store(out_table_ptr + s * out_table_stride + b, entry, mask=inside)
     tl.store(row_ptr + column, block.to(tl.int32), mask=column >= 0)
 
-    tl.store(token_ptr + s, tl.load(last_token_ptr + row))
+    tl.store(token_ptr + s, tl.where(token >= 0, token, tl.load(last_token_ptr + row)))
     tl.store(position_ptr + s, position)
     tl.store(slot_ptr + s, slot)
     tl.store(next_position_ptr + s, length)
     tl.store(seq_len_ptr + s, length.to(tl.int32))
     tl.store(lanes_ptr + lanes_stride + s, tl.where(start >= 0, length, start))
+    tl.store(lanes_ptr + 2 * lanes_stride + s, -1)

@@ -11,6 +11,7 @@ import torch
 from engine.build import build_executor
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.core import EngineCore
+from engine.exec.graphs import GraphMaker
 from engine.model.checkpoint import inspect
 from engine.model.embeddings import read_embedding_facts
 from engine.types import FinishReason, SamplingParams, TokenLogprob, TokenOutput
@@ -29,8 +30,9 @@ def make_core(
     dtype: str = "float32",
     kv_dtype: str | None = None,
     device: str = "cpu",
+    graph_maker: GraphMaker | None = None,
 ) -> EngineCore:
-    """A core around the checkpoint at `path`; every limit can be made small."""
+    """A core around the checkpoint at `path`; every limit can be made small. On CUDA it has graphs."""
     checkpoint = inspect(str(path))
     spec = checkpoint.spec
     config = EngineConfig(
@@ -41,8 +43,9 @@ def make_core(
         ),
         cache=CacheConfig(block_size, num_blocks, 1, prefix_caching, kv_dtype or dtype),
         scheduler=SchedulerConfig(max_num_seqs, max_num_batched_tokens, 1000, steps_ahead),
+        cuda_graphs=device == "cuda",
     )  # fmt: skip
-    executor = build_executor(config, checkpoint, torch.device(device))
+    executor = build_executor(config, checkpoint, torch.device(device), graph_maker=graph_maker)
     return EngineCore(config, executor)
 
 

@@ -239,6 +239,9 @@ class FakeCore:
     def watch(self, on: bool) -> None:
         self.watched = on
 
+    def prepare(self) -> bool:
+        return False
+
     @property
     def pool_changed(self) -> bool:
         return self._shown != len(self._owners)

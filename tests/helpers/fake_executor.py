@@ -133,6 +133,9 @@ class FakeExecutor:
         for sequence in plan.sequences:
             self._write(sequence)
 
+    def prepare(self) -> bool:
+        return False
+
     def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> Handle:
         ensure(self._forwarded is plan, "sample without forward")
         self._forwarded = None

@@ -29,7 +29,8 @@ def test_decodes_chunks_and_last_tokens() -> None:
             SequencePlan(3, 0, 6, (1, 2, 3, 4, 5, 6), (20, 22), False),
         ),
     )
-    rows.apply(plan)
+    rows.start(plan)
+    rows.append(plan)
     tensors = batch.build(plan, rows, KV)
     forward, attention = tensors.forward, tensors.forward.attention
 
@@ -49,7 +50,9 @@ def test_decodes_chunks_and_last_tokens() -> None:
 
 def test_a_row_that_starts_again_forgets_its_old_page_table() -> None:
     rows = Rows(num_rows=1, max_blocks=8, device=torch.device("cpu"))
-    rows.apply(StepPlan(1, (), (row_start(0, (7, 8, 9)),)))
+    rows.start(StepPlan(1, (), (row_start(0, (7, 8, 9)),)))
     sequence = SequencePlan(0, 4, 1, (1,), (13,), True)
-    rows.apply(StepPlan(2, (sequence,), (row_start(0, (12,)),)))
+    plan = StepPlan(2, (sequence,), (row_start(0, (12,)),))
+    rows.start(plan)
+    rows.append(plan)
     assert rows.page_table_RB[0, :2].tolist() == [12, 13]

@@ -148,6 +148,9 @@ class AlwaysSeven:
     def forward(self, plan: StepPlan) -> None:
         pass
 
+    def prepare(self) -> bool:
+        return False
+
     def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> AlwaysSeven:
         self.drawn = [7] * sum(sequence.samples for sequence in plan.sequences)
         return self

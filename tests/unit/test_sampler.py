@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from engine.plan import NOTHING_LEFT, RowStart
-from engine.sample.sampler import PendingLogprobs, Sampler
+from engine.sample.logprobs import PendingLogprobs
+from engine.sample.sampler import Sampler
 from engine.types import SamplingParams
 
 V = 50
@@ -107,8 +108,8 @@ def test_a_draw_depends_on_seed_and_position_alone() -> None:
 
 def test_logprobs_come_for_rows_that_ask() -> None:
     logits_SV = torch.cat([preferring(3, 4), preferring(5, 6)])
-    assert PendingLogprobs(logits_SV, torch.tensor([3, 5]), [None, None]).read() == []
-    first, second = PendingLogprobs(logits_SV, torch.tensor([4, 5]), [None, 2]).read()
+    assert PendingLogprobs.launch(logits_SV, torch.tensor([3, 5]), [None, None]).read() == []
+    first, second = PendingLogprobs.launch(logits_SV, torch.tensor([4, 5]), [None, 2]).read()
     assert first is None
     assert second is not None
     expected = logits_SV.log_softmax(-1)[1]
