@@ -16,6 +16,7 @@ from engine.errors import ConfigError, MemoryPlanError
 
 GIB = 1 << 30
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+GRAPH_BYTES = 256 << 20
 KV_FACTOR_BYTES = 4  # the factor of an int8 key or value
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_BLOCK_SIZE = {"cpu": 32, "cuda": 64}
@@ -364,7 +365,10 @@ class _Resolver:
     def _activation_bytes(self, seqs: int, batched: int) -> int:
         """Peak of one step: the widest layer's inputs and outputs, and two copies of the logits."""
         width = 6 * self.model.hidden_size + 3 * self.model.intermediate_size
-        return 4 * (batched * width + 3 * seqs * self.model.vocab_size)
+        logits = seqs * self.model.vocab_size
+        # Memory of graphs is their own: logits in both types once more, and what CUDA keeps of each launch.
+        graphs = 6 * logits + GRAPH_BYTES if self._cuda_graphs() else 0
+        return 4 * (batched * width + 3 * logits) + graphs
 
     def _max_model_len(self, wanted: int, num_blocks: int, block_size: int, block_bytes: int) -> int:
         holds = (num_blocks - 1) * block_size

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from engine.client import EngineClient
-from engine.types import EngineSnapshot
+from engine.types import EngineSnapshot, StepRun
 
 logger = logging.getLogger("quire.engine")
 
@@ -57,7 +57,16 @@ def _fields(before: EngineSnapshot, now: EngineSnapshot, seconds: float) -> dict
         "blocks_total": now.blocks_total,
         "hit_ratio": round(grown("prefix_hit_tokens") / looked_up, 4) if looked_up else None,
         "preemptions": grown("preemptions"),
+        "graph_ratio": _graph_ratio(before, now),
     }
+
+
+def _graph_ratio(before: EngineSnapshot, now: EngineSnapshot) -> float | None:
+    """The share of steps that ran as CUDA graphs; None where there are none."""
+    grown = {run: now.step_runs.get(run, 0) - before.step_runs.get(run, 0) for run in StepRun}
+    del grown[StepRun.OFF]
+    steps = sum(grown.values())
+    return round(sum(n for run, n in grown.items() if run.how != "eager") / steps, 4) if steps else None
 
 
 def _text(fields: dict[str, Any]) -> str:
@@ -71,6 +80,8 @@ def _text(fields: dict[str, Any]) -> str:
     ]
     if fields["hit_ratio"] is not None:
         parts.append(f"{fields['hit_ratio']:.0%} of prompt tokens cached")
+    if fields["graph_ratio"] is not None:
+        parts.append(f"{fields['graph_ratio']:.0%} of steps as graphs")
     if fields["preemptions"]:
         parts.append(f"{fields['preemptions']} preempted")
     return " | ".join(parts)

@@ -408,6 +408,13 @@ ENGINE_FLAGS = (
         "N",
         "that compute, on a CPU (default: one for each physical core)",
     ),
+    Flag(
+        "cuda-graphs",
+        "cuda_graphs",
+        _choice("auto", "off"),
+        "WHEN",
+        "run decode steps as CUDA graphs: auto (on a GPU), or off (default: auto)",
+    ),
     Flag("no-prefix-caching", "prefix_caching", _switch, "", "do not share equal prefixes", switch_to=False),
     Flag(
         "seed", "seed", _whole(0, 2**63 - 1), "N", "draws the seeds that requests leave out (default: random)"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from prometheus_client.core import Metric
 
 from engine.stats import BUCKETS
-from engine.types import EngineInfo, EngineSnapshot, FinishReason
+from engine.types import EngineInfo, EngineSnapshot, FinishReason, StepRun
 from engine.views import WHATIF_SIZES, EvictionCause, MissReason, TenantUse
 from server import __version__
 from server.metrics import families as make
@@ -153,6 +153,12 @@ def engine(state: State, tenants: tuple[str, ...], cache_isolation: bool) -> Ite
     for name, label, values, text, read_all in _COUNTERS_BY:
         counts = read_all(snapshot)
         yield make.counters(name, text, (label,), (((str(v),), counts.get(v, 0)) for v in values))
+    yield make.counters(
+        "quire_engine_step_runs",
+        "Steps by how they ran on the device, and why not better.",
+        ("how", "reason"),
+        (((run.how, run.reason), snapshot.step_runs.get(run, 0)) for run in StepRun),
+    )
     for key, name, text in _HISTOGRAMS:
         yield make.histogram(name, text, BUCKETS[key], snapshot.histograms.get(key))
     yield from _tenants(tenant_uses(snapshot, tenants))

@@ -47,6 +47,7 @@ FLAGS = {
     "--kv-cache-memory": ("QUIRE_KV_CACHE_MEMORY", "kv_cache_memory_bytes", None),
     "--no-prefix-caching": ("QUIRE_NO_PREFIX_CACHING", "prefix_caching", True),
     "--threads": ("QUIRE_THREADS", "threads", None),
+    "--cuda-graphs": ("QUIRE_CUDA_GRAPHS", "cuda_graphs", "auto"),
     "--seed": ("QUIRE_SEED", "seed", None),
 }
 

@@ -36,6 +36,17 @@ def test_cuda_uses_the_asked_share_of_memory() -> None:
     assert config.scheduler.steps_ahead == 2
 
 
+def test_graphs_are_for_cuda_and_cost_memory() -> None:
+    off = replace(OPTIONS, cuda_graphs="off")
+    assert resolve(OPTIONS, LLAMA_8B, H200).cuda_graphs
+    assert not resolve(off, LLAMA_8B, H200).cuda_graphs
+    assert not resolve(OPTIONS, TINY, LAPTOP).cuda_graphs
+    blocks = [resolve(options, LLAMA_8B, H200).cache.num_blocks for options in (OPTIONS, off)]
+    assert 256 * 2**20 < (blocks[1] - blocks[0]) * 128 * 1024 * 64 < GIB
+    with pytest.raises(ConfigError, match="--cuda-graphs on: choose auto or off"):
+        resolve(replace(OPTIONS, cuda_graphs="on"), TINY, LAPTOP)
+
+
 def test_small_model_on_cpu_takes_what_its_requests_can_use() -> None:
     config = resolve(OPTIONS, TINY, LAPTOP)
     holds = (config.cache.num_blocks - 1) * config.cache.block_size

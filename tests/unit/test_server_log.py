@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from engine import logs
 from engine.logs import JsonFormatter, LogOptions, TextFormatter, plain, source_of
-from engine.types import EngineSnapshot
+from engine.types import EngineSnapshot, StepRun
 from server import log, settings
 from server.engine_line import EngineLine, shares
 from server.settings import ServerSettings, SettingsError
@@ -449,8 +450,18 @@ def test_the_engine_line() -> None:
     assert fields == {
         "interval_s": 10.0, "running": 3, "waiting": 1, "prompt_tokens_per_s": 412.0,
         "generated_tokens_per_s": 118.3, "blocks_in_use": 12, "blocks_cached": 30, "blocks_free": 58,
-        "blocks_total": 100, "hit_ratio": 0.64, "preemptions": 0,
+        "blocks_total": 100, "hit_ratio": 0.64, "preemptions": 0, "graph_ratio": None,
     }  # fmt: skip
+
+
+def test_the_engine_line_tells_of_graphs() -> None:
+    line = EngineLine()
+    runs = {StepRun.GRAPH: 30, StepRun.GRAMMAR: 8, StepRun.PROMPT: 2, StepRun.UNCAPTURED: 10}
+    text, fields = line.next(replace(BUSY, step_runs=runs), 10) or ("", {})
+    assert "76% of steps as graphs" in text and fields["graph_ratio"] == 0.76
+    runs = {**runs, StepRun.GRAPH: 40}
+    text, fields = line.next(replace(BUSY, steps=60, step_runs=runs), 10) or ("", {})
+    assert "100% of steps as graphs" in text and fields["graph_ratio"] == 1.0
 
 
 def test_the_engine_line_says_once_that_it_is_idle() -> None:

@@ -56,6 +56,7 @@ COUNTERS = {
     "quire_engine_busy_seconds": "",
     "quire_engine_requests_finished": "reason",
     "quire_engine_restarts": "",
+    "quire_engine_step_runs": "how reason",
     "quire_engine_steps": "",
     "quire_generated_tokens": "",
     "quire_http_requests": "method route status",
@@ -105,6 +106,7 @@ NATIVE = {
 # Each number its own, so that no two can be mixed up.
 BUSY = EngineSnapshot(
     steps=11,
+    step_runs={"graph decode": 6, "eager prompt": 3, "forward_graph grammar": 2},
     running=3,
     waiting=2,
     blocks_total=512,
@@ -276,6 +278,9 @@ def test_what_the_engine_says_is_what_prometheus_sees() -> None:
         "quire_generated_tokens_total{}": 2222,
         "quire_engine_busy_seconds_total{}": 12.5,
         "quire_engine_requests_finished_total{reason=length}": 8,
+        "quire_engine_step_runs_total{how=graph,reason=decode}": 6,
+        "quire_engine_step_runs_total{how=eager,reason=prompt}": 3,
+        "quire_engine_step_runs_total{how=eager,reason=off}": 0,
         "quire_tenant_kv_blocks{state=in_use,tenant=key-1}": 90,
         "quire_tenant_kv_blocks{state=cached,tenant=key-2}": 12,
         "quire_tenant_requests{phase=running,tenant=key-1}": 3,
