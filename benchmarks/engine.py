@@ -13,21 +13,28 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks import machine, transformers_batching
 from benchmarks.models import CONFIGS, random_transformer, read_spec
+from engine.build import assemble
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig, kv_row_bytes
 from engine.core import EngineCore
 from engine.exec.device import count_cores
-from engine.exec.executor import LocalExecutor
-from engine.exec.kv_store import KVStore
-from engine.exec.rows import Rows
-from engine.sample.sampler import Sampler
+from engine.exec.graphs import CudaGraphs
 from engine.types import SamplingParams
 from kernels import api
+
+# For a dry run.
+TINY: Mapping[str, Any] = {
+    "model": "tiny", "device": "cpu", "kv_gib": 0.05, "max_num_seqs": 4, "max_model_len": 256,
+    "block_size": 32, "max_num_batched_tokens": 64, "threads": 1, "steps_ahead": 2,
+}  # fmt: skip
+DRY_RUN: Mapping[str, Any] = {**TINY, "requests": 5, "input": (5, 40), "output": (3, 9)}
 
 
 def make_core(args: argparse.Namespace, device: torch.device) -> EngineCore:
@@ -49,14 +56,25 @@ def make_core(args: argparse.Namespace, device: torch.device) -> EngineCore:
         ),
         cache=cache,
         scheduler=SchedulerConfig(args.max_num_seqs, args.max_num_batched_tokens, 10_000, args.steps_ahead),
+        cuda_graphs=args.cuda_graphs == "auto" and device.type == "cuda",
     )
-    store = KVStore(
-        cache, num_layers=spec.num_layers, kv_heads=spec.num_kv_heads, head_dim=spec.head_dim,
-        device=device,
-    )  # fmt: skip
-    rows = Rows(args.max_num_seqs, -(-args.max_model_len // args.block_size) + 1, device)
-    sampler = Sampler(args.max_num_seqs, spec.vocab_size, (), device)
-    return EngineCore(config, LocalExecutor(model, store, rows, sampler))
+    maker = CudaGraphs() if config.cuda_graphs else Relaunched() if args.dry_run else None
+    return EngineCore(config, assemble(config, model, maker))
+
+
+class Relaunched(NamedTuple):
+    """In place of a graph, and of what makes one, in a dry run: launches again."""
+
+    replay: Callable[[], None] = lambda: None
+
+    def capture(self, launch: Callable[[], None]) -> Relaunched:
+        return Relaunched(launch)
+
+
+def capture_all(core: EngineCore) -> None:
+    """Captures every graph that is known to be needed, as an engine does that has nothing to do."""
+    while core.prepare():
+        pass
 
 
 def make_requests(args: argparse.Namespace, vocab_size: int) -> list[tuple[list[int], SamplingParams]]:
@@ -99,53 +117,79 @@ def run(
         "median_step_ms": 1e3 * statistics.median(step_s),
         "preemptions": snapshot.preemptions,
         "prefix_hit_tokens": snapshot.prefix_hit_tokens,
+        "step_runs": {run: count for run, count in snapshot.step_runs.items() if count},
     }
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     device = torch.device(args.device)
     core = make_core(args, device)
     vocab_size = read_spec(args.model).vocab_size
     warm = [([1] * 64, SamplingParams(max_tokens=4, ignore_eos=True, temperature=args.temperature))] * 4
     run(core, warm, args.max_seconds)
-    result = run(core, make_requests(args, vocab_size), args.max_seconds)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    result |= {
-        "model": args.model,
-        "dtype": args.dtype,
-        "kv_dtype": args.kv_cache_dtype,
-        "device": name,
-        "backend": api.backend_name(device),
-    }
-    print(json.dumps(result, indent=2))
+    capture_all(core)
+    requests = make_requests(args, vocab_size)
+    result = {"model": args.model, "dtype": args.dtype, "kv_dtype": args.kv_cache_dtype}
+    result |= {"backend": api.backend_name(device), **run(core, requests, args.max_seconds)}
+    del core
+    print(json.dumps(result, indent=2), flush=True)
+    record: dict[str, Any] = {"benchmark": "engine", "results": [result]}
+    if args.peer:
+        record["transformers"] = transformers_batching.run(args, requests, device)
+        print(json.dumps(record["transformers"], indent=2))
+    write(args, record)
+
+
+def write(args: argparse.Namespace, record: dict[str, Any]) -> None:
+    """Writes what was found, with what it was found on and how it was asked."""
+    asked = {name: value for name, value in vars(args).items() if name != "json"}
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        record = {**record, "machine": machine.describe(args.device), "settings": asked}
+        args.json.write_text(json.dumps(record, indent=1, default=str) + "\n")
 
 
-def parse_args() -> argparse.Namespace:
-    cuda = torch.cuda.is_available()
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", choices=list(CONFIGS), default="qwen3-0.6b" if cuda else "110m")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
+    cuda = add_engine_arguments(parser)
     parser.add_argument("--requests", type=int, default=256 if cuda else 16)
     parser.add_argument("--input", type=_range, default=(100, 1024) if cuda else (256, 256), metavar="A-B")
     parser.add_argument("--output", type=_range, default=(100, 1024) if cuda else (128, 128), metavar="A-B")
     parser.add_argument("--shared-prefix", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-seconds", type=float, default=400)
+    parser.add_argument("--peer", action="store_true", help="then transformers' continuous batching as well")
+    return parse(parser, argv, DRY_RUN)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> bool:
+    """Adds what decides the model and the engine; returns whether there is a GPU, for more defaults."""
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--model", choices=list(CONFIGS), default="qwen3-0.6b" if cuda else "110m")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
+    parser.add_argument("--cuda-graphs", choices=("auto", "off"), default="auto")
     parser.add_argument("--max-num-seqs", type=int, default=256 if cuda else 64)
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192 if cuda else 512)
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--block-size", type=int, default=64 if cuda else 32)
-    parser.add_argument("--kv-gib", type=float, default=60 if cuda else 1)
+    parser.add_argument("--kv-gib", type=float, default=50 if cuda else 1)
     parser.add_argument("--threads", type=int, help="default: one for each physical core")
     parser.add_argument("--steps-ahead", type=int, default=2 if cuda else 1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-seconds", type=float, default=400)
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    parser.add_argument("--dry-run", action="store_true", help="a tiny model on the CPU: does it run at all?")
+    return cuda
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str] | None, dry_run: Mapping[str, Any]
+) -> argparse.Namespace:
+    """Parses, with other defaults for a dry run."""
+    if parser.parse_args(argv).dry_run:
+        parser.set_defaults(**dry_run)
+    return parser.parse_args(argv)
 
 
 def _range(text: str) -> tuple[int, int]:

@@ -7,13 +7,14 @@ Needs torch, triton and transformers, and none of the server's dependencies: see
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine.embedding import Pooling, PoolingKind
-from engine.types import SamplingParams
+from engine.types import SamplingParams, StepRun
 from tests.helpers.checkpoints import (
     ALL_CONFIGS,
     TinyConfig,
@@ -62,6 +63,28 @@ def test_mixed_batch_in_chunks(case: tuple[Path, Expected], block_size: int, ste
     for name in PROMPTS:
         assert_same(streams[name, 0], expected[name])
     assert len(streams["other", 0].token_ids) == 40
+
+
+@pytest.mark.parametrize("steps_ahead", [1, 2])
+def test_graphs_say_what_launches_say(case: tuple[Path, Expected], steps_ahead: int) -> None:
+    """Every decode step as a graph, in batches that shrink; penalties and filters among them."""
+    path, expected = case
+    sampled = SamplingParams(
+        temperature=1.0, top_p=0.9, seed=3, max_tokens=40, ignore_eos=True, presence_penalty=0.5, logprobs=0
+    )
+    requests = [(name, prompt, GREEDY) for name, prompt in PROMPTS.items()]
+    requests += [(f"other-{i}", [9 + i] * 20, replace(sampled, seed=i)) for i in range(3)]
+    core = make_core(path, device="cuda", steps_ahead=steps_ahead)
+    for _ in range(3):  # what is missed is captured then: every size, with penalties and log probabilities
+        while core.prepare():
+            pass
+        before = dict(core.snapshot().step_runs)
+        streams = run(core, requests)
+        for name in PROMPTS:
+            assert_same(streams[name, 0], expected[name])
+    runs = core.snapshot().step_runs
+    assert runs[StepRun.GRAPH] - before[StepRun.GRAPH] > 30
+    assert runs[StepRun.UNCAPTURED] == before[StepRun.UNCAPTURED]
 
 
 def test_prefix_hits_choices_and_preemption(case: tuple[Path, Expected]) -> None:

@@ -1,7 +1,7 @@
 """Hypothesis drives two engines with the same model: one runs decode steps as graphs, one launch by launch.
 
 Whatever comes and goes, and whenever a graph is captured, each step of both must say the same, to the last
-bit of each log probability. The graphs are fakes that complain about moved memory and about a host that waits.
+bit of each log probability. The graphs are fakes that complain about moved memory and a host that waits.
 """
 
 from __future__ import annotations

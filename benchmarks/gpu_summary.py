@@ -1,0 +1,85 @@
+"""What `benchmarks/gpu.sh` found, beside the goals: one line for each.
+
+python -m benchmarks.gpu_summary benchmarks/results
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Goal(NamedTuple):
+    """A figure, what it should be at first, and what it should become. `sign` 1: more is better."""
+
+    file: str
+    where: tuple[tuple[str, Any], ...]
+    figure: str
+    name: str
+    first: float
+    then: float
+    sign: int = 1
+    factor: float = 1.0
+
+
+def _decode_goals() -> Iterator[Goal]:
+    shares = {
+        "qwen3-0.6b": ((1, 35, 55), (32, 50, 70), (256, 60, 80)),
+        "llama-3.1-8b": ((1, 75, 88), (32, 70, 85), (256, 60, 75)),
+    }
+    for model, goals in shares.items():
+        for batch, first, then in goals:
+            where = (("model", model), ("batch", batch))
+            file, at = f"gpu-decode-{model}.json", f"{model}, {batch} x 1k"
+            yield Goal(file, where, "share_of_bound", f"decode, {at}: % of bound", first, then, factor=100)
+            yield Goal(file, where, "idle_us", f"decode, {at}: GPU idle, us a step", 150, 20, sign=-1)
+
+
+GOALS = (
+    *_decode_goals(),
+    Goal("gpu-start.json", (("kernels", "not compiled yet"),), "first_token_s",
+         "start to first token, s, qwen3-0.6b, kernels not compiled", 10, 10, sign=-1),
+    Goal("gpu-start.json", (("kernels", "compiled before"),), "first_token_s",
+         "start to first token, s, qwen3-0.6b", 10, 10, sign=-1),
+    Goal("gpu-engine-qwen3-0.6b.json", (), "output_tokens_per_s",
+         "256 requests, qwen3-0.6b: tok/s", 14_000, 24_000),
+    Goal("gpu-engine-llama-3.1-8b.json", (), "output_tokens_per_s",
+         "256 requests, llama-3.1-8b: tok/s", 7_000, 9_800),
+)  # fmt: skip
+
+
+def find(goal: Goal, folder: Path) -> float | None:
+    """The figure; None where it was not measured."""
+    path = folder / goal.file
+    if not path.exists():
+        return None
+    for row in json.loads(path.read_text())["results"]:
+        if all(row.get(key) == value for key, value in goal.where) and goal.figure in row:
+            return float(row[goal.figure]) * goal.factor
+    return None
+
+
+def verdict(goal: Goal, value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    if goal.sign * value >= goal.sign * goal.then:
+        return "reached"
+    return "first goal" if goal.sign * value >= goal.sign * goal.first else "missed"
+
+
+def lines(folder: Path) -> Iterator[str]:
+    yield f"{'figure':58} {'measured':>10} {'first':>8} {'then':>8}"
+    for goal in GOALS:
+        value = find(goal, folder)
+        shown = "-" if value is None else f"{value:,.1f}"
+        yield f"{goal.name:58} {shown:>10} {goal.first:>8,.0f} {goal.then:>8,.0f}  {verdict(goal, value)}"
+    for path in sorted(folder.glob("gpu-*.json")):
+        machine = json.loads(path.read_text()).get("machine", {})
+        yield f"{path.name}: {machine.get('gpu', 'no GPU')}, commit {machine.get('commit', '?')}"
+
+
+if __name__ == "__main__":
+    print("\n".join(lines(Path(sys.argv[1] if sys.argv[1:] else "benchmarks/results"))))

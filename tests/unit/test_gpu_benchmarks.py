@@ -1,0 +1,102 @@
+"""The benchmarks for a GPU: each script's path in a dry run, the arithmetic of their bounds, the summary."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import decode, engine, gpu_summary, limits, start
+from benchmarks.models import read_spec
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def found(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text())
+    assert {"commit", "torch", "cpu"} <= record["machine"].keys() and record["settings"]["dry_run"]
+    return record
+
+
+def test_decode(tmp_path: Path) -> None:
+    decode.main(["--dry-run", "--json", str(tmp_path / "found.json")])
+    record = found(tmp_path / "found.json")
+    assert [row["batch"] for row in record["results"]] == [1, 2]
+    for row in record["results"]:
+        assert row["all_graphs"] and row["runs"] == {"graph decode": 12}
+        assert row["context"] > 40 and row["step_ms"] > 0
+        bound_s = limits.least_decode_s(
+            read_spec("tiny"), row["batch"], row["context"], 2, limits.Limits(**record["limits"])
+        )
+        assert row["share_of_bound"] == pytest.approx(bound_s / row["step_ms"] * 1e3)
+
+
+def test_workload(tmp_path: Path) -> None:
+    engine.main(["--dry-run", "--json", str(tmp_path / "found.json")])
+    (row,) = found(tmp_path / "found.json")["results"]
+    assert row["output_tokens"] > 15 and row["step_runs"]["graph decode"] > 3
+
+
+@pytest.mark.slow
+def test_start(tmp_path: Path) -> None:
+    start.main(["--dry-run", "--json", str(tmp_path / "found.json")])
+    first, second = found(tmp_path / "found.json")["results"]
+    assert first["kernels"] == "not compiled yet" and second["kernels"] == "compiled before"
+    for row in (first, second):
+        assert 0 < row["imports_s"] < row["ready_s"] < row["first_token_s"]
+
+
+def test_what_a_step_reads_is_what_the_models_have() -> None:
+    assert 2 * limits.decode_weights(read_spec("qwen3-0.6b")) == pytest.approx(1.19e9, rel=0.01)
+    assert 2 * limits.decode_weights(read_spec("llama-3.1-8b")) == pytest.approx(15.0e9, rel=0.01)
+
+
+def test_bounds_are_those_worked_out_by_hand() -> None:
+    h200 = limits.Limits(4.3e12, 790e12)
+    for model, batch, least_ms in (
+        ("qwen3-0.6b", 1, 0.305),
+        ("qwen3-0.6b", 32, 1.15),
+        ("llama-3.1-8b", 1, 3.52),
+        ("llama-3.1-8b", 256, 12.9),  # more rows than the bandwidth can feed: the products take longer
+    ):
+        least_s = limits.least_decode_s(read_spec(model), batch, 1024, 2, h200)
+        assert 1e3 * least_s == pytest.approx(least_ms, rel=0.02)
+
+
+def test_idle_is_what_no_kernel_covers() -> None:
+    assert decode.idle([]) == 0
+    assert decode.idle([(0, 5), (5, 9)]) == 0
+    assert decode.idle([(10, 12), (0, 5), (1, 3), (20, 21)]) == 5 + 8
+
+
+def test_the_summary_knows_what_was_reached(tmp_path: Path) -> None:
+    rows = [
+        {"model": "qwen3-0.6b", "batch": 1, "share_of_bound": 0.6, "idle_us": 90.0},
+        {"model": "qwen3-0.6b", "batch": 32, "share_of_bound": 0.4, "idle_us": 15.0},
+    ]
+    machine = {"gpu": "NVIDIA H200", "commit": "abc"}
+    (tmp_path / "gpu-decode-qwen3-0.6b.json").write_text(json.dumps({"results": rows, "machine": machine}))
+    lines = {line[:58].strip(): line for line in gpu_summary.lines(tmp_path)}
+    assert lines["decode, qwen3-0.6b, 1 x 1k: % of bound"].endswith("reached")
+    assert lines["decode, qwen3-0.6b, 1 x 1k: GPU idle, us a step"].endswith("first goal")
+    assert lines["decode, qwen3-0.6b, 32 x 1k: % of bound"].endswith("missed")
+    assert lines["decode, qwen3-0.6b, 32 x 1k: GPU idle, us a step"].endswith("reached")
+    assert lines["decode, qwen3-0.6b, 256 x 1k: % of bound"].endswith("not measured")
+    assert "NVIDIA H200, commit abc" in list(gpu_summary.lines(tmp_path))[-1]
+
+
+def test_each_file_of_the_summary_is_written_by_the_script() -> None:
+    script = (ROOT / "benchmarks/gpu.sh").read_text()
+    written = script.replace("$small", "qwen3-0.6b").replace("$large", "llama-3.1-8b")
+    for goal in gpu_summary.GOALS:
+        assert f'"$out/{goal.file}"' in written
+
+
+def test_the_script_names_its_parts() -> None:
+    done = subprocess.run([ROOT / "benchmarks/gpu.sh", "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2
+    for part in ("correct", "kernels", "decode", "start", "workload", "summary"):
+        assert f"  {part} " in done.stdout
