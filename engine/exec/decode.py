@@ -18,7 +18,7 @@ from engine.exec.kv_store import KVStore
 from engine.exec.rows import Rows
 from engine.model.batch import ForwardBatch
 from engine.model.transformer import Transformer
-from engine.sample.sampler import Sampler
+from engine.sample.sampler import PlainDraw, Sampler
 from kernels import api
 
 
@@ -26,20 +26,23 @@ class Work(NamedTuple):
     """What one graph does, for how many lanes.
 
     Attributes:
-        draws: the tokens too; without it the step ends with the hidden states.
-        logprobs: and their log probabilities.
-        penalty_capacity: see Sampler.
+        draw: how the tokens are drawn; None: the step ends with the hidden states.
+        logprobs: their log probabilities too.
     """
 
     size: int
-    draws: bool = True
+    draw: PlainDraw | None = PlainDraw()
     logprobs: bool = False
-    penalty_capacity: int = 0
 
     def __str__(self) -> str:
-        extras = [name for name in ("logprobs", "penalty_capacity") if getattr(self, name)]
-        what = " + ".join(["draw", *extras]) if self.draws else "forward only"
-        return f"{self.size} sequences, {what.replace('penalty_capacity', 'penalties')}"
+        if self.draw is None:
+            return f"{self.size} sequences, forward only"
+        extras = {
+            "filters": self.draw.filters,
+            "penalties": self.draw.penalty_capacity,
+            "log probabilities": self.logprobs,
+        }
+        return " + ".join([f"{self.size} sequences, draw", *(name for name, on in extras.items() if on)])
 
 
 class DecodeStep:
@@ -73,8 +76,8 @@ class DecodeStep:
         """Launches everything, and waits for nothing."""
         batch = self._inputs(lanes_5S)
         hidden_SE = self._model.forward(batch)
-        if work.draws:
-            self._draw(work, hidden_SE, lanes_5S[0])
+        if work.draw is not None:
+            self._draw(work, work.draw, hidden_SE, lanes_5S[0])
         else:
             self.hidden_SE[: work.size].copy_(hidden_SE)
 
@@ -99,11 +102,11 @@ class DecodeStep:
         )
         return ForwardBatch(inputs.token_id_S, inputs.position_S, inputs.slot_S, attention, self._kv)
 
-    def _draw(self, work: Work, hidden_SE: Tensor, row_S: Tensor) -> None:
+    def _draw(self, work: Work, draw: PlainDraw, hidden_SE: Tensor, row_S: Tensor) -> None:
         logits_SV = self._model.logits(hidden_SE)
-        as_given_SV = logits_SV.clone() if work.logprobs and work.penalty_capacity else logits_SV
+        as_given_SV = logits_SV.clone() if work.logprobs and draw.penalty_capacity else logits_SV
         position_S = self.next_position_S[: work.size]
-        token_S = self._sampler.sample_plain(logits_SV, row_S, position_S, work.penalty_capacity)
+        token_S = self._sampler.sample_plain(logits_SV, row_S, position_S, draw)
         real_S = token_S.clamp(min=0)
         self._rows.last_token_R[row_S] = real_S
         self.token_S[: work.size].copy_(token_S)

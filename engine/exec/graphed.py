@@ -15,7 +15,7 @@ from engine.exec.graphs import GraphMaker, GraphShelf, padded_sizes
 from engine.exec.lanes import Lanes
 from engine.plan import SequencePlan, StepPlan
 from engine.sample.logprobs import PendingLogprobs
-from engine.sample.sampler import Sampler
+from engine.sample.sampler import PlainDraw, Sampler
 from engine.types import StepRun
 
 
@@ -34,7 +34,9 @@ class GraphedDecode:
         self._lanes = lanes
         self._sampler = sampler
         self._sizes = padded_sizes(most)
-        self._shelf = GraphShelf(maker, self._pad, self._record, [Work(size) for size in self._sizes])
+        # The last are captured first: without filters before with them, the largest before the smaller.
+        works = [Work(size, PlainDraw(filters)) for filters in (True, False) for size in self._sizes]
+        self._shelf = GraphShelf(maker, self._pad, self._record, works)
         self._size = 0  # of the step launched last
 
     def launch(self, plan: StepPlan) -> StepRun:
@@ -93,8 +95,8 @@ class GraphedDecode:
         elif not wanted <= {None, 0}:
             run = StepRun.LOGPROBS
         else:
-            return StepRun.GRAPH, Work(size, True, 0 in wanted, self._sampler.penalty_capacity(rows))
-        return run, Work(size, draws=False)
+            return StepRun.GRAPH, Work(size, self._sampler.plain_draw(rows), 0 in wanted)
+        return run, Work(size, draw=None)
 
     def _pad(self, work: Work) -> None:
         self._lanes.pad(work.size)

@@ -9,6 +9,7 @@ Log probabilities are the model's own, before all of that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,18 @@ from engine.sample.narrowing import Narrowing
 from engine.sample.penalties import PenaltyTables
 from engine.types import SamplingParams
 from kernels import api
+
+
+class PlainDraw(NamedTuple):
+    """What a draw launches that looks at no host state.
+
+    Attributes:
+        filters: some row has top_k, top_p or min_p.
+        penalty_capacity: of the penalty tables, which move when it grows; 0: no row is penalised.
+    """
+
+    filters: bool = False
+    penalty_capacity: int = 0
 
 
 class Sampler:
@@ -136,26 +149,21 @@ class Sampler:
             and (not self._min_length or not self._too_early(rows, positions))
         )
 
-    def penalty_capacity(self, rows: Sequence[int]) -> int:
-        """What `sample_plain` needs to know of penalties, for these rows."""
-        return self._penalties.capacity if self._penalties.any(rows) else 0
+    def plain_draw(self, rows: Sequence[int]) -> PlainDraw:
+        """What `sample_plain` has to do for these rows."""
+        capacity = self._penalties.capacity if self._penalties.any(rows) else 0
+        return PlainDraw(not self._filtered.isdisjoint(rows), capacity)
 
-    def sample_plain(
-        self, logits_SV: Tensor, row_S: Tensor, position_S: Tensor, penalty_capacity: int
-    ) -> Tensor:
-        """Draws as `sample` does, but never looks at the host's tables: what it launches can be launched
-        again, as it is, when other rows are in `row_S`.
-
-        Args:
-            penalty_capacity: it depends on this alone; 0 where no row is penalised.
-        """
+    def sample_plain(self, logits_SV: Tensor, row_S: Tensor, position_S: Tensor, draw: PlainDraw) -> Tensor:
+        """Draws as `sample` does, but never looks at the host's tables: what it launches depends on `draw`
+        alone, and can be launched again, as it is, when other such rows are in `row_S`."""
         finite_S = torch.isfinite(logits_SV.amax(dim=-1))
-        if penalty_capacity:
+        if draw.penalty_capacity:
             slot_S = self._ints_3R[2, row_S]
             self._penalties.apply(logits_SV, slot_S, self._floats_6R[:, row_S])
-        token_S = self._draw(logits_SV, row_S, position_S, all_greedy=False, any_filter=True)
+        token_S = self._draw(logits_SV, row_S, position_S, all_greedy=False, any_filter=draw.filters)
         token_S = torch.where(finite_S, token_S, NOT_FINITE)
-        if penalty_capacity:
+        if draw.penalty_capacity:
             self._penalties.count(slot_S, token_S)
         return token_S
 

@@ -18,6 +18,8 @@ def logprobs(logits_SV: Tensor, token_S: Tensor, top: int) -> tuple[Tensor, Tens
     if rows:
         block = min(BLOCK, triton.next_power_of_2(vocabulary))
         _logprobs[(rows,)](logits_SV, token_S, norm_S, chosen_S, V=vocabulary, BLOCK=block, num_warps=16)
+    if not top:
+        return chosen_S, token_S.new_empty((rows, 0)), norm_S.new_empty((rows, 0))
     top_SK, top_ids_SK = torch.topk(logits_SV, top, dim=-1)
     return chosen_S, top_ids_SK, top_SK - norm_S[:, None]
 

@@ -26,7 +26,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from kernels.paged_attention import triton_config
-from kernels.types import AttentionBatch, PenaltyParams
+from kernels.types import AttentionBatch, DecodeInputs, PenaltyParams
 from tests.helpers.kernels import sample_params
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -107,12 +107,13 @@ def attention(
 
 def small_ops() -> None:
     from kernels.copy_blocks.triton import copy_blocks
+    from kernels.decode_inputs.triton import decode_inputs
     from kernels.logprobs.triton import logprobs
     from kernels.mask_tokens.triton import mask_tokens
     from kernels.penalize.triton import penalize
     from kernels.rms_norm.triton import rms_norm
     from kernels.rotary.triton import rotary
-    from kernels.sample.triton import sample
+    from kernels.sample.triton import lowest_kept, sample
     from kernels.silu_mul.triton import silu_mul
     from kernels.write_kv.triton import write_kv
 
@@ -128,7 +129,11 @@ def small_ops() -> None:
     rotary(bf16(2, 32, 128), bf16(2, 8, 128), torch.zeros(4, 128), slots)
     silu_mul(bf16(2, 2 * 14336))
     sample(logits_SV, sample_params(2, top_p=0.9))
+    lowest_kept(logits_SV, sample_params(2, top_p=0.9), parts=1)
     logprobs(logits_SV, slots, 5)
+    table_SB, lengths = torch.zeros(2, 65, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    inputs = DecodeInputs(slots, slots, slots, slots, lengths, table_SB)
+    decode_inputs(torch.zeros(5, 2, dtype=torch.int64), slots, table_SB, 64, inputs)
     state = torch.zeros(1, vocabulary)
     ones = torch.ones(2)
     mask_tokens(logits_SV, torch.zeros(2, vocabulary // 32, dtype=torch.int32), slots)

@@ -54,6 +54,7 @@ def compiled() -> Iterator[dict[int, list[dict[str, Any]]]]:
 def test_nothing_spills_and_everything_fits(compiled: dict[int, list[dict[str, Any]]], arch: int) -> None:
     names = {row["kernel"] for row in compiled[arch]}
     assert names >= {*ATTENTION, "_merge", "_write_kv", "_rms_norm", "_rotary", "_draw", "_thresholds"}
+    assert names >= {"_survey", "_narrow", "_pick", "_penalize", "_logprobs", "_decode_inputs"}
     for row in compiled[arch]:
         assert row["spilled_bytes"] == 0, row
         assert row["instructions"].get("LDL", 0) + row["instructions"].get("STL", 0) == 0, row

@@ -67,21 +67,29 @@ def rows_of(knobs: list[tuple[float, int, float, float]], device: str = "cpu") -
     }
 
 
-def test_the_search_finds_the_same_thresholds(device: str) -> None:
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_search_finds_the_same_thresholds(device: str, parts: int) -> None:
     from kernels.sample import triton
 
     logits_SV = logits(len(FILTERS), 700)
     logits_SV[:, 100:200] = logits_SV[:, :100]  # ties
     logits_SV[:, 300:350] = float("-inf")  # masked by a grammar
-    got_S = triton.lowest_kept(logits_SV.to(device), sample_params(len(FILTERS), **rows_of(FILTERS, device)))
+    params = sample_params(len(FILTERS), **rows_of(FILTERS, device))
+    got_S = triton.lowest_kept(logits_SV.to(device), params, parts)
+    assert torch.equal(got_S, triton.lowest_kept(logits_SV.to(device), params, 1)), "to the last bit"
     for row_V, got, knobs in zip(logits_SV, got_S.cpu(), FILTERS, strict=True):
         temperature = max(knobs[0], 1e-6)
         want = reference.lowest_kept(row_V, temperature, *knobs[1:])
         assert torch.equal(row_V >= got, row_V >= want), knobs
 
 
-def test_the_search_survives_odd_rows(device: str) -> None:
-    from kernels.sample import triton
+@pytest.mark.parametrize("parts", [1, 5])
+def test_the_search_survives_odd_rows(device: str, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernels.sample import triton, triton_search
+
+    monkeypatch.setattr(
+        triton, "lowest_kept", lambda logits_SV, params: triton_search.lowest_kept(logits_SV, params, parts)
+    )
 
     rows = torch.full((6, 64), float("-inf"))
     rows[0, 5] = 1.0

@@ -18,6 +18,7 @@ from engine.exec.rows import Rows
 from engine.plan import SequencePlan
 from engine.process import frames
 from engine.process.loop import EngineLoop, Quit
+from engine.sample.sampler import PlainDraw
 from engine.types import SamplingParams, StepRun
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.engines import make_core, run
@@ -102,12 +103,15 @@ def test_after_a_failed_capture_steps_go_on_without_more_graphs(caplog: pytest.L
 
 def test_each_capture_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     shelf, _, _, _ = shelf_of()
-    shelf.find(Work(8, draws=False))
-    shelf.find(Work(4, logprobs=True, penalty_capacity=4))
+    shelf.find(Work(8, draw=None))
+    shelf.find(Work(4, PlainDraw(filters=True, penalty_capacity=4), logprobs=True))
     with caplog.at_level(logging.INFO):
         while shelf.capture_next():
             pass
-    assert "4 sequences, draw + logprobs + penalties, in 100 ms (1 so far, 1 to come)" in caplog.text
+    assert (
+        "4 sequences, draw + filters + penalties + log probabilities, in 100 ms (1 so far, 1 to come)"
+        in caplog.text
+    )
     assert "8 sequences, forward only" in caplog.text
 
 
@@ -191,7 +195,7 @@ def test_an_engine_without_work_captures_all_graphs(checkpoint: Path) -> None:
     class Telling(FakeGraphs):
         def capture(self, launch) -> FakeGraph:  # type: ignore[no-untyped-def]
             graph = super().capture(launch)
-            if len(self.graphs) == len(sizes):
+            if len(self.graphs) == 2 * len(sizes):
                 done.set()
             return graph
 
