@@ -139,7 +139,7 @@ class GraphMachine(RuleBasedStateMachine):
             core.add(str(self.requests), prompt, params)
         self.requests += 1
 
-    @rule(count=st.sampled_from([1, 4, 30]))
+    @rule(count=st.sampled_from([1, 8, 60]))
     def prepare(self, count: int) -> None:
         """Graphs are captured, as between two steps or while nothing runs."""
         for _ in range(count):

@@ -22,9 +22,9 @@ EVERYWHERE = {StepRun.PROMPT, StepRun.UNCAPTURED, StepRun.GRAPH}
 def test_graphs_change_nothing_but_the_time(
     machine: type[GraphMachine], seen: set[StepRun], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps = run_machine(machine, examples=14, steps=30, shrink=False)
+    steps = run_machine(machine, examples=20, steps=30, shrink=False)
     with capsys.disabled():
         print(f"[graph machine: {steps} engine steps, {dict(machine.runs)}] ", end="")
     for run in seen:
-        assert machine.runs[run] > 15, f"hardly ever {run}"
+        assert machine.runs[run] > 5, f"hardly ever {run}"
     assert machine.runs["preemptions"] > 5
