@@ -42,7 +42,7 @@ class Lanes:
 
     def pad(self, size: int) -> None:
         """Fills all lanes with padding."""
-        self.tensor(size).copy_(torch.from_numpy(self._padded(size)))
+        send(torch.from_numpy(self._padded(size)), self.tensor(size))
         self._said = None
 
     def say(self, size: int, sequences: Sequence[SequencePlan]) -> None:

@@ -113,17 +113,21 @@ class GraphMachine(RuleBasedStateMachine):
     extras = PLAIN
     runs: ClassVar[Counter[str]] = Counter()
 
-    @initialize(options=configs, model=models, block_size=st.sampled_from([8, 16]))
-    def make(self, options: dict[str, Any], model: str, block_size: int) -> None:
+    @initialize(options=configs, model=models, block_size=st.sampled_from([8, 16]), native=st.booleans())
+    def make(self, options: dict[str, Any], model: str, block_size: int, native: bool) -> None:
         path = make_checkpoint(Path(tempfile.gettempdir()), model, **MODELS[model])
         self.maker = FakeGraphs()
         self.graphed, self.plain = (
             make_core(path, graph_maker=maker, block_size=block_size, **options)
             for maker in (self.maker, None)
         )
+        # Captures take no time then: one between any two steps, whatever else the machine does.
+        cast(Any, self.graphed._executor)._graphs._shelf._clock = lambda: 0.0
         self.most = options["max_num_seqs"]
         for core in self.cores():
             core.grammars = Evens()
+            if not native:  # one layer after the other, as on a GPU
+                cast(Any, core._executor)._model.native = None
         self.requests = 0
 
     def cores(self) -> tuple[EngineCore, EngineCore]:
