@@ -435,6 +435,7 @@ def _engine() -> Row:
                     Query(quantile(0.5, "quire_engine_step_tokens"), "p50"),
                     Query(quantile(0.95, "quire_engine_step_tokens"), "p95"),
                 ],
+                width=6,
             ),
             lines(
                 "Sequences per step",
@@ -444,6 +445,7 @@ def _engine() -> Row:
                     Query(quantile(0.5, "quire_engine_step_sequences"), "p50"),
                     Query(quantile(0.95, "quire_engine_step_sequences"), "p95"),
                 ],
+                width=6,
             ),
             lines(
                 "Steps per second",
@@ -452,6 +454,18 @@ def _engine() -> Row:
                 "down*.",
                 [Query(f"rate({of('quire_engine_steps_total')}[{WINDOW}])", "{{instance}}")],
                 unit="ops",
+                width=6,
+            ),
+            lines(
+                "How steps ran",
+                "Steps per second: as one CUDA graph, with the forward pass as one, or launch by launch; "
+                "and why not better.",
+                "On a GPU, much `eager uncaptured` long after the start means that graphs cannot be "
+                "captured: the log says why. On a CPU all steps are `eager off`.",
+                [Query(rate("quire_engine_step_runs_total", by="how, reason"), "{{how}} {{reason}}")],
+                unit="ops",
+                width=6,
+                stacked=True,
             ),
         ],
     )
