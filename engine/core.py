@@ -10,8 +10,7 @@ One step ahead, the step that is executed and the one that is seen are not the s
 
 A step under a grammar is forwarded as early as any, and sampled once the tokens before it were seen:
 
-    steps_ahead 1:   ... | update 1 | schedule 2 | forward 2 | sample 2 | update 2 | ...
-                                                 '- masks 2, on a thread
+    steps_ahead 1:   ... | update 1 | schedule 2 | forward 2 | masks 2 | sample 2 | update 2 | ...
     steps_ahead 2:   ... | schedule 2 | forward 2 | update 1 | masks 2 | sample 2 | schedule 3 | ...
                                         '- the device computes ------------------------------
 """
@@ -28,10 +27,9 @@ from engine.config import EngineConfig
 from engine.errors import InvalidRequest
 from engine.grammar import Grammar, Grammars, Matcher
 from engine.kv.manager import KVManager
-from engine.plan import Executor, StepHandle, StepPlan
+from engine.plan import Executor, StepHandle, StepPlan, TokenMasks
 from engine.request import Request
 from engine.sched.limits import RequestLimits
-from engine.sched.masks import Asked
 from engine.sched.scheduler import Scheduler
 from engine.sched.show import Showcase
 from engine.sched.stopping import StopRules
@@ -253,19 +251,17 @@ class EngineCore:
         self.scheduler.check()
 
     def _execute(self, plan: StepPlan) -> None:
-        asked = self._ask(plan) if plan.constrained and not self._in_flight else None
         self._executor.forward(plan)
-        if plan.constrained:
-            while self._in_flight:
-                self._see_oldest()
-            asked = asked or self._ask(plan)
-        masks = None if asked is None else self.scheduler.masks(asked)
+        masks = self._masks(plan) if plan.constrained else None
         self._in_flight.append((plan, self._executor.sample(plan, masks)))
 
-    def _ask(self, plan: StepPlan) -> Asked:
+    def _masks(self, plan: StepPlan) -> TokenMasks | None:
+        """Made once all tokens before the step were seen, while the device computes it."""
         if self.grammars is None:
             raise AssertionError(f"step {plan.step} is under a grammar, and there are none")
-        return self.scheduler.ask(plan, self.grammars.fill)
+        while self._in_flight:
+            self._see_oldest()
+        return self.scheduler.masks(plan, self.grammars.fill)
 
     def _see_oldest(self) -> None:
         plan, handle = self._in_flight.popleft()

@@ -7,7 +7,7 @@ compiled (engine.sample.grammar), and what the engine does with it is written he
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import Any, Protocol
@@ -147,17 +147,10 @@ class Matcher(Protocol):
 
 
 class Fill(Protocol):
-    """Has several matchers write which tokens may follow, beside what else is done."""
+    """Has several matchers write which tokens may follow."""
 
-    def __call__(
-        self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]
-    ) -> Callable[[], list[str | None]]:
-        """Begins to write row k for matcher k: bit t % 32 of word t // 32.
-
-        Returns:
-            What waits for all of them, and says for each why no token can follow. Until then no matcher may
-            take a token, and nobody may look at the words.
-        """
+    def __call__(self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]) -> list[str | None]:
+        """Writes row k for matcher k: bit t % 32 of word t // 32. Says for each why no token can follow."""
         ...
 
 

@@ -68,11 +68,11 @@ class TokenMasks(NamedTuple):
     """Which tokens may be drawn, for the sequences under a grammar.
 
     Attributes:
-        indices: of those, among the sequences of the plan that sample.
+        index_K: of those, among the sequences of the plan that sample.
         words_KW: one row each; bit t % 32 of word t // 32 is token t. Bits past the vocabulary mean nothing.
     """
 
-    indices: list[int]
+    index_K: NDArray[np.int64]
     words_KW: NDArray[np.uint32]
 
 

@@ -116,15 +116,13 @@ class Sampler:
             positions, position_S: the position of each token to be drawn, likewise.
             masks: of the rows under a grammar.
         """
-        finite_S = torch.isfinite(logits_SV.amax(dim=-1))
         self._adjust(logits_SV, rows, positions, row_S)
         narrowed = self._narrowing.any(rows)
         if narrowed:
             self._narrowing.apply(logits_SV, rows)
         if masks is not None:
             self._mask(logits_SV, masks)
-        if narrowed or masks is not None:
-            empty_S = logits_SV.amax(dim=-1) == -torch.inf
+        most_S = logits_SV.amax(dim=-1)  # no NaN and no infinity among what may be drawn hides from it
         token_S = self._draw(
             logits_SV,
             row_S,
@@ -132,9 +130,9 @@ class Sampler:
             all_greedy=self._sampling.isdisjoint(rows),
             any_filter=not self._filtered.isdisjoint(rows),
         )
+        token_S = torch.where(torch.isfinite(most_S), token_S, NOT_FINITE)
         if narrowed or masks is not None:
-            token_S = torch.where(empty_S, NOTHING_LEFT, token_S)
-        token_S = torch.where(finite_S, token_S, NOT_FINITE)
+            token_S.masked_fill_(most_S == -torch.inf, NOTHING_LEFT)
         if self._penalties.any(rows):
             self._penalties.count(self._ints_3R[2, row_S], token_S)
         if narrowed:
@@ -191,10 +189,12 @@ class Sampler:
         )
 
     def _mask(self, logits_SV: Tensor, masks: TokenMasks) -> None:
-        words_KW = torch.from_numpy(masks.words_KW.view(np.int32))
+        words_KW, row_K = torch.from_numpy(masks.words_KW.view(np.int32)), torch.from_numpy(masks.index_K)
         if logits_SV.is_cuda:
-            words_KW = words_KW.pin_memory().to(logits_SV.device, non_blocking=True)
-        api.mask_tokens(logits_SV, words_KW, to_device(masks.indices, torch.int64, logits_SV.device))
+            words_KW, row_K = (
+                x.pin_memory().to(logits_SV.device, non_blocking=True) for x in (words_KW, row_K)
+            )
+        api.mask_tokens(logits_SV, words_KW, row_K)
 
     def changes_logits(self, rows: Sequence[int]) -> bool:
         """Whether `sample` would overwrite the logits of any of these rows."""

@@ -25,33 +25,26 @@ class Drawn(NamedTuple):
     stuck: list[tuple[Request, str]]
 
 
-class Asked:
-    """What the matchers of a step are asked. They answer while something else is done.
+def draw_masks(sampling: Sequence[Request | None], fill: Fill) -> Drawn:
+    """Asks the matchers of a step.
 
     Args:
-        sampling: in the order in which the step samples; None for those whose token nobody waits for. None of
-            these may take a token or end before the answer.
+        sampling: in the order in which the step samples; None for those whose token nobody waits for.
     """
-
-    def __init__(self, sampling: Sequence[Request | None], fill: Fill) -> None:
-        self._asking = [(i, r, r.matcher) for i, r in enumerate(sampling) if r is not None and r.matcher]
-        matchers = [matcher for _, _, matcher in self._asking]
-        self._words_KW = np.zeros((len(matchers), matchers[0].num_words if matchers else 0), dtype=np.uint32)
-        self._problems = fill(matchers, self._words_KW) if matchers else list
-
-    def answer(self) -> Drawn:
-        """Waits for it."""
-        kept: list[int] = []
-        complete, stuck = [], []
-        for k, (problem, (_, request, matcher)) in enumerate(
-            zip(self._problems(), self._asking, strict=True)
-        ):
-            if problem is not None:
-                stuck.append((request, problem))
-            elif matcher.ended:
-                complete.append(request)
-            else:
-                kept.append(k)
-        words_KW = self._words_KW if len(kept) == len(self._asking) else self._words_KW[kept]
-        indices = [self._asking[k][0] for k in kept]
-        return Drawn(TokenMasks(indices, words_KW) if kept else None, complete, stuck)
+    asking = [(i, r, r.matcher) for i, r in enumerate(sampling) if r is not None and r.matcher is not None]
+    if not asking:
+        return Drawn(None, [], [])
+    matchers = [matcher for _, _, matcher in asking]
+    words_KW = np.zeros((len(matchers), matchers[0].num_words), dtype=np.uint32)
+    problems = fill(matchers, words_KW)
+    index_K = np.array([i for i, _, _ in asking], dtype=np.int64)
+    kept = [k for k, matcher in enumerate(matchers) if problems[k] is None and not matcher.ended]
+    if len(kept) == len(asking):
+        return Drawn(TokenMasks(index_K, words_KW), [], [])
+    complete, stuck = [], []
+    for problem, (_, request, matcher) in zip(problems, asking, strict=True):
+        if problem is not None:
+            stuck.append((request, problem))
+        elif matcher.ended:
+            complete.append(request)
+    return Drawn(TokenMasks(index_K[kept], words_KW[kept]) if kept else None, complete, stuck)

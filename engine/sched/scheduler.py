@@ -30,7 +30,7 @@ from engine.request import Request, Status
 from engine.sched.draft import Planned, StepDraft
 from engine.sched.ledger import Ledger
 from engine.sched.limits import RequestLimits
-from engine.sched.masks import Asked
+from engine.sched.masks import draw_masks
 from engine.sched.roster import Roster, expendable
 from engine.sched.show import lanes
 from engine.sched.stopping import StopRules
@@ -170,21 +170,17 @@ class Scheduler:
         self._admit(draft, owed_blocks)
         return self._launch(draft)
 
-    def ask(self, plan: StepPlan, fill: Fill) -> Asked:
-        """Asks which tokens the sequences under a grammar may draw in the step launched last.
+    def masks(self, plan: StepPlan, fill: Fill) -> TokenMasks | None:
+        """Which tokens the sequences under a grammar may draw in the step launched last.
 
-        The results of all steps before it must have been seen, and `masks` must follow before this one's are.
+        The results of all steps before it must have been seen, and its own not yet. Choices whose grammar
+        leaves nothing to draw end here.
         """
         launched, planned = self._in_flight[-1]
         if launched is not plan or len(self._in_flight) > 1:
             raise AssertionError(f"step {plan.step}: masks are made after all earlier results were seen")
-        return Asked(
-            [part.request if part.is_current else None for part in planned if part.sequence.samples], fill
-        )
-
-    def masks(self, asked: Asked) -> TokenMasks | None:
-        """The answer. Choices whose grammar leaves nothing to draw end here."""
-        masks, complete, stuck = asked.answer()
+        sampling = [part.request if part.is_current else None for part in planned if part.sequence.samples]
+        masks, complete, stuck = draw_masks(sampling, fill)
         for request in complete:
             self._end(request, FinishReason.STOP)
         for request, why in stuck:

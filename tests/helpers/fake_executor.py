@@ -144,7 +144,7 @@ class FakeExecutor:
         prompt_logprobs: list[tuple[int, list[TokenLogprob]]] = []
         embeddings: list[tuple[int, bytes]] = []
         ensure(masks is None or plan.constrained, "masks for a step without a grammar")
-        fitting = {} if masks is None else dict(zip(masks.indices, masks.words_KW, strict=True))
+        fitting = {} if masks is None else dict(zip(masks.index_K.tolist(), masks.words_KW, strict=True))
         for index, sequence in enumerate(plan.sequences):
             row = self.rows[sequence.row]
             end = sequence.start + sequence.num_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -69,13 +69,8 @@ class Stairs:
         self.made.append(Ascending(int(wanted.text) if wanted.text.isdecimal() else 1000))
         return self.made[-1]
 
-    def fill(
-        self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]
-    ) -> Callable[[], list[str | None]]:
-        """Writes when the answer is fetched, so that nobody may rely on it before."""
-        return lambda: [
-            cast(Ascending, m).write(words_W) for m, words_W in zip(matchers, words_KW, strict=True)
-        ]
+    def fill(self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]) -> list[str | None]:
+        return [cast(Ascending, m).write(words_W) for m, words_W in zip(matchers, words_KW, strict=True)]
 
 
 def make(**limits: Any) -> tuple[EngineCore, Stairs]:

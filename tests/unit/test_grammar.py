@@ -50,7 +50,7 @@ def compiled(tokenizer: Tokenizer) -> CompiledGrammars:
 
 def asked(grammars: CompiledGrammars, matcher: Matcher) -> tuple[list[int], str | None]:
     words_W = np.zeros(matcher.num_words, dtype=np.uint32)
-    [problem] = grammars.fill([matcher], words_W[None])()
+    [problem] = grammars.fill([matcher], words_W[None])
     return np.flatnonzero(np.unpackbits(words_W.view(np.uint8), bitorder="little")).tolist(), problem
 
 
