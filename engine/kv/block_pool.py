@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from engine.kv.facts import BlockFacts
 
@@ -67,8 +67,8 @@ class BlockPool:
     def ref(self, block_id: int) -> int:
         return self._refs[block_id]
 
-    def is_idle(self, block_id: int) -> bool:
-        return block_id in self._idle
+    def count_idle(self, block_ids: Iterable[int]) -> int:
+        return sum(map(self._idle.__contains__, block_ids))
 
     def is_kept(self, block_id: int) -> bool:
         return bool(self._kept[block_id])
@@ -87,40 +87,49 @@ class BlockPool:
         self.facts.took(taken, owner, tenant, position)
         return taken
 
-    def share(self, block_id: int) -> None:
-        """Adds a reference to a block in use or idle."""
-        refs = self._refs[block_id]
-        if refs == 0:
-            del self._idle[block_id]  # KeyError: a free block has nothing to share
-            self.facts.reawoke(block_id)
-        elif refs == 1:
-            self.num_shared += 1
-        self._refs[block_id] = refs + 1
-        if self.facts.dirty is not None:
-            self.facts.dirty.add(block_id)
+    def share(self, block_ids: Sequence[int]) -> list[int]:
+        """Adds a reference to each block, in use or idle; returns those that were idle."""
+        refs, idle = self._refs, self._idle
+        woken = []
+        for block_id in block_ids:
+            count = refs[block_id]
+            if count == 0:
+                del idle[block_id]  # KeyError: a free block has nothing to share
+                woken.append(block_id)
+            elif count == 1:
+                self.num_shared += 1
+            refs[block_id] = count + 1
+        self.facts.reawoke(woken)
+        self.facts.mark(block_ids)
+        return woken
 
-    def drop(self, block_id: int) -> None:
-        """Takes a reference away; the last one makes the block idle or free."""
-        refs = self._refs[block_id] - 1
-        if refs < 0:
-            raise AssertionError(f"block {block_id} released more often than taken")
-        self._refs[block_id] = refs
-        if refs == 1:
-            self.num_shared -= 1
-        elif refs == 0 and self._kept[block_id]:
-            self._idle[block_id] = None
-            self.facts.idled(block_id)
-        elif refs == 0:
-            self._free.append(block_id)
-            self.facts.freed(block_id, self.facts.in_use)
-        if self.facts.dirty is not None:
-            self.facts.dirty.add(block_id)
+    def drop(self, block_ids: Sequence[int]) -> list[int]:
+        """Takes a reference of each away; the last one makes a block idle or free. Returns those now idle."""
+        refs, kept, idle = self._refs, self._kept, self._idle
+        idled, freed = [], []
+        for block_id in block_ids:
+            count = refs[block_id] - 1
+            if count < 0:
+                raise AssertionError(f"block {block_id} released more often than taken")
+            refs[block_id] = count
+            if count == 1:
+                self.num_shared -= 1
+            elif count == 0 and kept[block_id]:
+                idle[block_id] = None
+                idled.append(block_id)
+            elif count == 0:
+                freed.append(block_id)
+        self._free += freed
+        self.facts.idled(idled)
+        self.facts.freed(freed, self.facts.in_use)
+        self.facts.mark(block_ids)
+        return idled
 
-    def keep(self, block_id: int) -> None:
-        """From now on the block's content is worth keeping when its last reference goes."""
-        self._kept[block_id] = 1
-        if self.facts.dirty is not None:
-            self.facts.dirty.add(block_id)
+    def keep(self, block_ids: Sequence[int]) -> None:
+        """From now on the blocks' content is worth keeping when their last reference goes."""
+        for block_id in block_ids:
+            self._kept[block_id] = 1
+        self.facts.mark(block_ids)
 
     def forget(self, block_id: int) -> None:
         """Undoes `keep`; an idle block becomes free."""
@@ -129,7 +138,7 @@ class BlockPool:
         if block_id in self._idle:
             del self._idle[block_id]
             self._free.append(block_id)
-            self.facts.freed(block_id, self.facts.cached)
+            self.facts.freed([block_id], self.facts.cached)
 
     def free_ids(self) -> Iterator[int]:
         return iter(self._free)

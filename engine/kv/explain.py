@@ -134,8 +134,7 @@ def whatif_hits(
     """
     found = [limit] * ghosts.nowhere
     smallest = 0  # of the sizes that had everything so far
-    for index in range(limit):
-        digest = prefix.digest_at(request, index)
+    for index, digest in enumerate(prefix.digests(request, limit)):
         zone = ghosts.zone(digest)
         if zone < 0 and index >= hit_blocks and not prefix.has_digest(digest):
             zone = ghosts.nowhere

@@ -8,7 +8,8 @@ them, and what changed since the last look by a set of block ids, which is kept 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
 from engine.stats import BUCKETS, Histogram
 from engine.views import Lane, PoolFrame
@@ -73,23 +74,21 @@ class BlockFacts:
             self.taken_ds[block_id] = self.now_ds
         self.in_use[tenant] += len(block_ids)
         self.allocated += len(block_ids)
-        if self.dirty is not None:
-            self.dirty.update(block_ids)
+        self.mark(block_ids)
 
-    def idled(self, block_id: int) -> None:
-        tenant = self.tenants[block_id]
-        self.in_use[tenant] -= 1
-        self.cached[tenant] += 1
-        self.idle_ds[block_id] = self.now_ds
+    def idled(self, block_ids: Sequence[int]) -> None:
+        self._count(block_ids, self.in_use, self.cached)
+        for block_id in block_ids:
+            self.idle_ds[block_id] = self.now_ds
 
-    def reawoke(self, block_id: int) -> None:
-        """An idle block is in use again."""
-        tenant = self.tenants[block_id]
-        self.cached[tenant] -= 1
-        self.in_use[tenant] += 1
-        self.reused += 1
-        self.reuse_gap_s.observe((self.now_ds - self.idle_ds[block_id]) / 10)
-        self.idle_ds[block_id] = 0
+    def reawoke(self, block_ids: Sequence[int]) -> None:
+        """Idle blocks are in use again."""
+        self._count(block_ids, self.cached, self.in_use)
+        self.reused += len(block_ids)
+        for idle_ds, times in Counter(map(self.idle_ds.__getitem__, block_ids)).items():
+            self.reuse_gap_s.observe((self.now_ds - idle_ds) / 10, times)
+        for block_id in block_ids:
+            self.idle_ds[block_id] = 0
 
     def evicted(self, block_id: int) -> None:
         """An idle block lost its content because it is needed; `took` follows."""
@@ -99,17 +98,29 @@ class BlockFacts:
         self.idle_ds[block_id] = 0
         self.parents[block_id] = 0
 
-    def freed(self, block_id: int, counts: list[int]) -> None:
-        """A block is free; `counts` is `in_use` or `cached`, where it was counted so far."""
-        counts[self.tenants[block_id]] -= 1
+    def freed(self, block_ids: Sequence[int], counts: list[int]) -> None:
+        """Blocks are free; `counts` is `in_use` or `cached`, where they were counted so far."""
+        self._count(block_ids, counts, None)
         for column in (self.owners, self.tenants, self.positions, self.taken_ds, self.idle_ds):
-            column[block_id] = 0
+            for block_id in block_ids:
+                column[block_id] = 0
 
     def follows(self, block_id: int, parent: int) -> None:
         """The published block with the tokens before it is `parent`, or, 0, none any more."""
         self.parents[block_id] = parent
+        self.mark((block_id,))
+
+    def mark(self, block_ids: Iterable[int]) -> None:
+        """Their rows changed, or are about to."""
         if self.dirty is not None:
-            self.dirty.add(block_id)
+            self.dirty.update(block_ids)
+
+    def _count(self, block_ids: Sequence[int], where: list[int], to: list[int] | None) -> None:
+        """Blocks of each tenant are not counted here any more, but there."""
+        for tenant, blocks in Counter(map(self.tenants.__getitem__, block_ids)).items():
+            where[tenant] -= blocks
+            if to is not None:
+                to[tenant] += blocks
 
     # ---- telling
 

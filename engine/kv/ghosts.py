@@ -20,7 +20,7 @@ of this is O(1), and the pools of all sizes are followed exactly, not estimated 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from engine.views import WHATIF_SIZES, EvictionCause
@@ -86,25 +86,25 @@ class Ghosts:
 
     # ---- what happens to contents
 
-    def released(self, digest: bytes) -> None:
-        """Nobody uses the content any more; it is kept."""
-        key = hash(digest)
-        slot = self._find(key)
-        if slot:
-            self._unlink(slot)
-        else:
-            slot = self._new(key)
-        self._link(slot, _RING)
-        self._state[slot] = 0
-        self._in_zone[0] += 1
+    def released(self, digests: Iterable[bytes]) -> None:
+        """Nobody uses the contents any more; they are kept, the last one for longest."""
+        for key in map(hash, digests):
+            slot = self._find(key)
+            if slot:
+                self._unlink(slot)
+            else:
+                slot = self._new(key)
+            self._link(slot, _RING)
+            self._state[slot] = 0
+            self._in_zone[0] += 1
 
-    def used(self, digest: bytes) -> None:
-        """Somebody uses the content, or has computed it again."""
-        key = hash(digest)
-        slot = self._find(key)
-        if slot:
-            self._unlink(slot)
-            self._delete(slot)
+    def used(self, digests: Iterable[bytes]) -> None:
+        """Somebody uses the contents, or has computed them again."""
+        for key in map(hash, digests):
+            slot = self._find(key)
+            if slot:
+                self._unlink(slot)
+                self._delete(slot)
 
     def lost(self, digest: bytes, now_s: float, cause: EvictionCause) -> None:
         """The content was given up, idle or from under its last user's hands."""

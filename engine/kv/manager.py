@@ -19,7 +19,7 @@ from engine.kv.counts import CacheCounts
 from engine.kv.explain import Explainer, whatif_hits
 from engine.kv.ghosts import Ghosts
 from engine.kv.page_table import blocks_for, split_for_fork
-from engine.kv.prefix import Digest, PrefixCache, sha256_digest
+from engine.kv.prefix import Digest, PrefixCache, Published, sha256_digest
 from engine.request import Request
 from engine.types import SamplingParams
 from engine.views import CacheReport, CacheScope, EvictionCause, MissReason
@@ -37,6 +37,8 @@ class PrefixHit(NamedTuple):
     idle_blocks: int
 
 
+# Hashed between two steps: some 4 ms, and as many tokens as most contexts have.
+PREPARED_BLOCKS = 4096
 NO_HIT = PrefixHit((), 0, 0)
 
 
@@ -87,6 +89,10 @@ class KVManager:
         pools_all = pooling is not None and pooling.needs_every_token
         return self.prefix_caching and request.prompt_logprobs is None and not pools_all
 
+    def prepare(self, request: Request) -> bool:
+        """Hashes a part of a long prompt, before it is looked up; False while there is more to hash."""
+        return not self.prefix_caching or self.prefix.hash_blocks(request, PREPARED_BLOCKS)
+
     def match(self, request: Request) -> PrefixHit:
         """Looks up the request's tokens. Changes nothing.
 
@@ -96,8 +102,7 @@ class KVManager:
         if not self.reads_prefix(request):
             return NO_HIT
         found = self.prefix.find(request, (len(request.token_ids) - 1) // self.block_size)
-        idle = sum(self.pool.is_idle(block_id) for block_id in found)
-        return PrefixHit(tuple(found), len(found) * self.block_size, idle)
+        return PrefixHit(tuple(found), len(found) * self.block_size, self.pool.count_idle(found))
 
     def account(self, request: Request, hit: PrefixHit) -> CacheReport:
         """Explains and counts the hit of a request admitted for the first time, before it is adopted.
@@ -130,10 +135,8 @@ class KVManager:
 
     def adopt(self, request: Request, hit: PrefixHit) -> None:
         """Starts an empty page table with the blocks of a hit."""
-        for block_id in hit.block_ids:
-            if self.pool.is_idle(block_id):
-                self.ghosts.used(self._digest_of(block_id))
-            self.pool.share(block_id)
+        woken = self.pool.share(hit.block_ids)
+        self.ghosts.used(self.prefix.digests_of(woken))
         self.ghosts.taken(self.pool.num_in_use)
         self._running[request] = None
         request.block_ids = list(hit.block_ids)
@@ -166,22 +169,20 @@ class KVManager:
         full_blocks = request.confirmed // self.block_size
         if full_blocks <= request.num_published or not self.prefix_caching:
             return
-        for index in range(request.num_published, full_blocks):
-            if self.prefix.publish(request, index):
-                self.pool.keep(request.block_ids[index])
-                self._joined(request.block_ids[index])
-                self.ghosts.used(request.block_keys[index].digest)
+        published = self.prefix.publish(request, request.num_published, full_blocks)
+        self.pool.keep(published.block_ids)
+        self._join(published)
+        self.ghosts.used(self.prefix.digests_of(published.block_ids))
         request.num_published = full_blocks
 
     def fork(self, leader: Request, follower: Request) -> None:
         """Gives the follower the leader's computed prompt, all but the last token. See `split_for_fork`."""
         split = split_for_fork(leader.prompt_len, self.block_size)
         follower.block_ids = leader.block_ids[: split.shared_blocks]
-        for block_id in follower.block_ids:
-            self.pool.share(block_id)
+        self.pool.share(follower.block_ids)
         if split.copied_tokens:
             follower.copy_source = leader.block_ids[split.shared_blocks]
-            self.pool.share(follower.copy_source)
+            self.pool.share([follower.copy_source])
         follower.computed = leader.prompt_len - 1
         self._running[follower] = None
 
@@ -196,16 +197,15 @@ class KVManager:
         if source is None:
             return None
         request.copy_source = None
-        self._drop(source)
+        self._drop([source])
         return source, request.block_ids[split_for_fork(request.prompt_len, self.block_size).shared_blocks]
 
     def release(self, request: Request) -> None:
         """Takes every block back, the tail first, so that the head of a chain is evicted last."""
         if request.copy_source is not None:
-            self._drop(request.copy_source)
+            self._drop([request.copy_source])
             request.copy_source = None
-        for block_id in reversed(request.block_ids):
-            self._drop(block_id)
+        self._drop(request.block_ids[::-1])
         request.block_ids = []
         request.num_published = 0
         self._running.pop(request, None)
@@ -260,20 +260,22 @@ class KVManager:
         request.block_ids.append(request.copy_source)
         request.copy_source = None
 
-    def _drop(self, block_id: int) -> None:
-        """Gives a reference back; the last one of a published block makes its content idle."""
-        self.pool.drop(block_id)
-        if self.pool.is_idle(block_id):
-            self.ghosts.released(self._digest_of(block_id))
+    def _drop(self, block_ids: Sequence[int]) -> None:
+        """Gives references back; the last one of a published block makes its content idle."""
+        idled = self.pool.drop(block_ids)
+        self.ghosts.released(self.prefix.digests_of(idled))
 
     def _evicted(self, block_id: int) -> None:
         self._forget(block_id, EvictionCause.CAPACITY)
 
-    def _joined(self, block_id: int) -> None:
-        """A block was published; what goes on from it may have been there before."""
-        self.pool.facts.follows(block_id, self.prefix.parent_of(block_id))
-        for child in self.prefix.children_of(block_id):
-            self.pool.facts.follows(child, block_id)
+    def _join(self, published: Published) -> None:
+        """Blocks were published; what goes on from them may have been there before."""
+        facts = self.pool.facts
+        for block_id, parent in zip(published.block_ids, published.parents, strict=True):
+            facts.follows(block_id, parent)
+        for block_id in published.reunited:
+            for child in self.prefix.children_of(block_id):
+                facts.follows(child, block_id)
 
     def _forget(self, block_id: int, cause: EvictionCause) -> None:
         for child in self.prefix.children_of(block_id):
@@ -283,8 +285,3 @@ class KVManager:
     def _lost(self, digest: bytes, cause: EvictionCause) -> None:
         self.ghosts.lost(digest, self.now_s, cause)
         self.counts.evicted[cause] += 1
-
-    def _digest_of(self, block_id: int) -> bytes:
-        key = self.prefix.key_of(block_id)
-        assert key is not None
-        return key.digest

@@ -8,7 +8,7 @@ once block i is verified, block i + 1 needs its own bytes compared and its paren
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, ItemsView
+from collections.abc import Callable, ItemsView, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from typing import NamedTuple
@@ -29,6 +29,25 @@ class Entry(NamedTuple):
     key: BlockKey
     block_id: int
     tenant: str
+
+
+class Published(NamedTuple):
+    """Blocks that others may find from now on.
+
+    Attributes:
+        parents: the published block before each, 0 where there is none.
+        reunited: those that blocks published before go on from, perhaps.
+    """
+
+    block_ids: list[int]
+    parents: list[int]
+    reunited: list[int]
+
+    def add(self, block_id: int, parent_id: int, *, goes_on: bool) -> None:
+        self.block_ids.append(block_id)
+        self.parents.append(parent_id)
+        if goes_on:
+            self.reunited.append(block_id)
 
 
 def same_content(one: BlockKey | None, other: BlockKey | None) -> bool:
@@ -60,21 +79,28 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def hash_blocks(self, request: Request, most: int) -> bool:
+        """Hashes `most` of the request's full blocks, so that less is to do later; False: there are more."""
+        full_blocks = len(request.token_ids) // self._block_size
+        self._hash(request, min(full_blocks, len(request.block_keys) + most))
+        return len(request.block_keys) >= full_blocks
+
     def find(self, request: Request, max_blocks: int) -> list[int]:
         """Returns the published blocks that hold the request's first tokens, `max_blocks` at most."""
         found: list[int] = []
+        keys, entries = request.block_keys, self._entries
         parent: BlockKey | None = None
         for index in range(max_blocks):
-            key = self._key(request, index)
+            key = keys[index] if index < len(keys) else self._key(request, index)
             key.parent = parent
-            entry = self._entries.get(key.digest)
+            entry = entries.get(key.digest)
             if entry is None or not same_content(entry.key, key):
                 break
             # From here on the request holds the published key itself, so that the next comparison
             # ends at once; and a chain whose parent was evicted and came back is joined again.
-            parent = request.block_keys[index] = entry.key
             if index:
-                parent.parent = request.block_keys[index - 1]
+                entry.key.parent = parent
+            parent = keys[index] = entry.key
             found.append(entry.block_id)
         return found
 
@@ -86,29 +112,35 @@ class PrefixCache:
         entry = self._entries.get(key.digest)
         return key, entry if entry is not None and same_content(entry.key, key) else None
 
-    def digest_at(self, request: Request, index: int) -> bytes:
-        """The digest of the request's block `index`, which all tokens are known of."""
-        return self._key(request, index).digest
+    def digests(self, request: Request, blocks: int) -> Iterator[bytes]:
+        """The digests of the request's first blocks, which all tokens are known of."""
+        return (self._key(request, index).digest for index in range(blocks))
 
-    def publish(self, request: Request, index: int) -> bool:
-        """Enters the request's block `index`, whose tokens are all computed.
+    def publish(self, request: Request, first: int, end: int) -> Published:
+        """Enters the request's blocks from `first` on, before `end`, whose tokens are all computed.
 
-        Returns:
-            False where other content owns the digest or another block has this content: the first stays.
+        Where other content owns the digest or another block has this content, the first stays.
         """
-        key = self._key(request, index)
-        if index:  # as in `find`: the comparison ends where the request holds a published key itself
-            key.parent = request.block_keys[index - 1]
-        block_id = request.block_ids[index]
-        entry = self._entries.get(key.digest)
-        if entry is None:
-            self._entries[key.digest] = Entry(key, block_id, request.scope.tenant)
-            self._key_of[block_id] = key
-            self.tree.add(key, block_id, request.scope.tenant)
-            return True
-        if same_content(entry.key, key):
-            request.block_keys[index] = entry.key
-        return False
+        self._hash(request, end)
+        keys, entries, tenant = request.block_keys, self._entries, request.scope.tenant
+        published = Published([], [], [])
+        parent_id = self._block_of(keys[first - 1]) if first else 0
+        for index in range(first, end):
+            key, block_id = keys[index], request.block_ids[index]
+            if index:  # as in `find`: the comparison ends where the request holds a published key itself
+                key.parent = keys[index - 1]
+            entry = entries.get(key.digest)
+            if entry is None:
+                published.add(block_id, parent_id, goes_on=self.tree.goes_on(key.digest))
+                entries[key.digest] = Entry(key, block_id, tenant)
+                self._key_of[block_id] = key
+                self.tree.add(key, block_id, tenant)
+                parent_id = block_id
+            elif same_content(entry.key, key):
+                keys[index], parent_id = entry.key, entry.block_id
+            else:
+                parent_id = 0
+        return published
 
     def forget(self, block_id: int) -> BlockKey:
         """The block's content is gone; returns what it was."""
@@ -127,8 +159,12 @@ class PrefixCache:
     def parent_of(self, block_id: int) -> int:
         """The published block that holds the tokens before a published one's, 0 where there is none."""
         key = self._key_of.get(block_id)
-        entry = None if key is None or key.parent is None else self._entries.get(key.parent.digest)
-        return entry.block_id if entry and key and same_content(entry.key, key.parent) else 0
+        return 0 if key is None or key.parent is None else self._block_of(key.parent)
+
+    def _block_of(self, key: BlockKey) -> int:
+        """The published block of that content, 0 where there is none."""
+        entry = self._entries.get(key.digest)
+        return entry.block_id if entry is not None and same_content(entry.key, key) else 0
 
     def children_of(self, block_id: int, most: int | None = None) -> tuple[int, ...]:
         """The published blocks that go on from a published one, the newest first; `most`: of them."""
@@ -148,6 +184,10 @@ class PrefixCache:
     def key_of(self, block_id: int) -> BlockKey | None:
         return self._key_of.get(block_id)
 
+    def digests_of(self, block_ids: Sequence[int]) -> list[bytes]:
+        """Of published blocks."""
+        return [self._key_of[block_id].digest for block_id in block_ids]
+
     def content_of(self, block_id: int) -> bytes:
         """The bytes a published block is known by."""
         return self._key_of[block_id].content
@@ -158,14 +198,27 @@ class PrefixCache:
 
     def content(self, request: Request, index: int) -> bytes:
         """The bytes a block is known by. The first block's start with the salt: all else depends on it."""
-        start = index * self._block_size
-        tokens = array("I", request.token_ids[start : start + self._block_size]).tobytes()
-        return request.salt + tokens if index == 0 else tokens
+        return self._contents(request, index, index + 1)[0]
+
+    def _contents(self, request: Request, first: int, end: int) -> list[bytes]:
+        tokens = array("I", request.token_ids[first * self._block_size : end * self._block_size]).tobytes()
+        size = 4 * self._block_size
+        contents = [tokens[at : at + size] for at in range(0, len(tokens), size)]
+        if first == 0 and contents:
+            contents[0] = request.salt + contents[0]
+        return contents
 
     def _key(self, request: Request, index: int) -> BlockKey:
-        keys = request.block_keys
-        while len(keys) <= index:
-            parent = keys[-1] if keys else None
-            content = self.content(request, len(keys))
-            keys.append(BlockKey(self._digest((parent.digest if parent else b"") + content), content, parent))
-        return keys[index]
+        if len(request.block_keys) <= index:
+            self._hash(request, index + 1)
+        return request.block_keys[index]
+
+    def _hash(self, request: Request, end: int) -> None:
+        """Makes the keys of the request's first `end` blocks."""
+        keys, digest = request.block_keys, self._digest
+        if len(keys) >= end:
+            return
+        parent = keys[-1] if keys else None
+        for content in self._contents(request, len(keys), end):
+            parent = BlockKey(digest((parent.digest if parent else b"") + content), content, parent)
+            keys.append(parent)

@@ -6,8 +6,7 @@ fail; without a mutation such cases must pass.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from engine.kv.facts import BlockFacts
 from engine.kv.ghosts import Ghosts
 from engine.kv.manager import KVManager
 from engine.kv.page_table import split_for_fork
-from engine.kv.prefix import PrefixCache
+from engine.kv.prefix import PrefixCache, Published
 from engine.kv.tree import PrefixTree
 from engine.request import BlockKey, Request, Status
 from engine.sched.budget import StepBudget
@@ -64,8 +63,7 @@ def a_decref_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first block of a page table is not given back."""
 
     def release(self: KVManager, request: Request) -> None:
-        for block_id in reversed(request.block_ids[1:]):
-            self.pool.drop(block_id)
+        self.pool.drop(request.block_ids[:0:-1])
         request.block_ids, request.num_published = [], 0
 
     monkeypatch.setattr(KVManager, "release", release)
@@ -75,10 +73,11 @@ def a_decref_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 def a_block_is_freed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     original = BlockPool.drop
 
-    def drop(self: BlockPool, block_id: int) -> None:
-        original(self, block_id)
-        if self.ref(block_id) == 0 and not self.is_kept(block_id) and block_id % 3 == 0:
-            self._free.append(block_id)
+    def drop(self: BlockPool, block_ids: Sequence[int]) -> list[int]:
+        idled = original(self, block_ids)
+        gone = [i for i in block_ids if self.ref(i) == 0 and not self.is_kept(i)]
+        self._free += [block_id for block_id in gone if block_id % 3 == 0]
+        return idled
 
     monkeypatch.setattr(BlockPool, "drop", drop)
 
@@ -101,10 +100,9 @@ def the_lru_order_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 def the_head_of_a_chain_is_evicted_first(monkeypatch: pytest.MonkeyPatch) -> None:
     def release(self: KVManager, request: Request) -> None:
         if request.copy_source is not None:
-            self.pool.drop(request.copy_source)
+            self.pool.drop([request.copy_source])
             request.copy_source = None
-        for block_id in request.block_ids:
-            self.pool.drop(block_id)
+        self.pool.drop(request.block_ids)
         request.block_ids, request.num_published = [], 0
 
     monkeypatch.setattr(KVManager, "release", release)
@@ -137,6 +135,10 @@ def the_hash_ignores_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
         content = self.content(request, index)
         return BlockKey(self._digest(content), content, None)
 
+    def hash_all(self: PrefixCache, request: Request, end: int) -> None:
+        keys = request.block_keys
+        keys += [key(self, request, index) for index in range(len(keys), end)]
+
     def find(self: PrefixCache, request: Request, max_blocks: int) -> list[int]:
         found = []
         for index in range(max_blocks):
@@ -146,7 +148,7 @@ def the_hash_ignores_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
             found.append(entry.block_id)
         return found
 
-    monkeypatch.setattr(PrefixCache, "_key", key)
+    monkeypatch.setattr(PrefixCache, "_hash", hash_all)
     monkeypatch.setattr(PrefixCache, "find", find)
 
 
@@ -162,11 +164,12 @@ def only_a_blocks_own_tokens_are_compared(monkeypatch: pytest.MonkeyPatch) -> No
 
 @caught_by(KVMachine)
 def the_salt_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    def content(self: PrefixCache, request: Request, index: int) -> bytes:
-        start = index * self._block_size
-        return array("I", request.token_ids[start : start + self._block_size]).tobytes()
+    original = PrefixCache._contents
 
-    monkeypatch.setattr(PrefixCache, "content", content)
+    def contents(self: PrefixCache, request: Request, first: int, end: int) -> list[bytes]:
+        return [content[-4 * self._block_size :] for content in original(self, request, first, end)]
+
+    monkeypatch.setattr(PrefixCache, "_contents", contents)
 
 
 @caught_by(KVMachine, SchedMachine)
@@ -177,7 +180,7 @@ def a_hit_takes_a_partial_block(monkeypatch: pytest.MonkeyPatch) -> None:
     def match(self: KVManager, request: Request) -> Any:
         hit = original(self, request)
         found = self.prefix.find(request, len(request.token_ids) // self.block_size)
-        idle = sum(map(self.pool.is_idle, found))
+        idle = self.pool.count_idle(found)
         return hit._replace(
             block_ids=tuple(found), tokens=len(found) * self.block_size, idle_blocks=idle
         ) if self.reads_prefix(request) else hit  # fmt: skip
@@ -188,9 +191,8 @@ def a_hit_takes_a_partial_block(monkeypatch: pytest.MonkeyPatch) -> None:
 @caught_by(KVMachine)
 def a_block_is_published_before_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     def commit(self: KVManager, request: Request) -> None:
-        for index in range(request.num_published, len(request.block_ids)):
-            if self.prefix.publish(request, index):
-                self.pool.keep(request.block_ids[index])
+        published = self.prefix.publish(request, request.num_published, len(request.block_ids))
+        self.pool.keep(published.block_ids)
         request.num_published = len(request.block_ids)
 
     monkeypatch.setattr(KVManager, "commit", commit)
@@ -198,14 +200,15 @@ def a_block_is_published_before_it_is_full(monkeypatch: pytest.MonkeyPatch) -> N
 
 @caught_by(SchedMachine)
 def a_published_block_is_misfiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block enters the cache under the content of the one after it."""
+    """A content enters the cache as that of the block after its own."""
     original = PrefixCache.publish
 
-    def publish(self: PrefixCache, request: Request, index: int) -> bool:
-        full_blocks = len(request.token_ids) // self._block_size
-        return original(
-            self, request, index + 1 if index + 1 < min(full_blocks, len(request.block_ids)) else index
-        )
+    def publish(self: PrefixCache, request: Request, first: int, end: int) -> Published:
+        table = request.block_ids
+        request.block_ids = [*table[1:], table[0]]
+        published = original(self, request, first, end)
+        request.block_ids = table
+        return published
 
     monkeypatch.setattr(PrefixCache, "publish", publish)
 
@@ -217,7 +220,7 @@ def a_published_block_is_misfiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def a_fork_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     def take_copy(self: KVManager, request: Request) -> None:
         if request.copy_source is not None:
-            self.pool.drop(request.copy_source)
+            self.pool.drop([request.copy_source])
             request.copy_source = None
 
     monkeypatch.setattr(KVManager, "take_copy", take_copy)
@@ -229,8 +232,7 @@ def a_fork_shares_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def fork(self: KVManager, leader: Request, follower: Request) -> None:
         follower.block_ids = list(leader.block_ids[: -(-leader.prompt_len // self.block_size)])
-        for block_id in follower.block_ids:
-            self.pool.share(block_id)
+        self.pool.share(follower.block_ids)
         follower.computed = leader.prompt_len - 1
 
     monkeypatch.setattr(KVManager, "fork", fork)
@@ -243,8 +245,7 @@ def a_forks_source_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     def fork(self: KVManager, leader: Request, follower: Request) -> None:
         split = split_for_fork(leader.prompt_len, self.block_size)
         follower.block_ids = leader.block_ids[: split.shared_blocks]
-        for block_id in follower.block_ids:
-            self.pool.share(block_id)
+        self.pool.share(follower.block_ids)
         if split.copied_tokens:
             follower.copy_source = leader.block_ids[split.shared_blocks]
         follower.computed = leader.prompt_len - 1
@@ -269,7 +270,7 @@ def an_inherited_tail_stays_published(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @caught_by(KVMachine, SchedMachine)
 def what_is_used_again_stays_a_ghost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ghosts, "used", lambda self, digest: None)
+    monkeypatch.setattr(Ghosts, "used", lambda self, digests: None)
 
 
 @caught_by(KVMachine)
@@ -277,7 +278,7 @@ def what_is_computed_again_stays_a_ghost(monkeypatch: pytest.MonkeyPatch) -> Non
     """Only adopted blocks are taken from the list."""
 
     def commit(self: KVManager, request: Request) -> None:
-        used, self.ghosts.used = self.ghosts.used, lambda digest: None  # type: ignore[method-assign]
+        used, self.ghosts.used = self.ghosts.used, lambda digests: None  # type: ignore[method-assign]
         original(self, request)
         self.ghosts.used = used  # type: ignore[method-assign]
 
@@ -442,10 +443,12 @@ def an_evicted_block_stays_on_its_old_account(monkeypatch: pytest.MonkeyPatch) -
 
 @caught_by(KVMachine, SchedMachine)
 def a_chain_that_comes_back_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    def joined(self: KVManager, block_id: int) -> None:
-        self.pool.facts.follows(block_id, self.prefix.parent_of(block_id))
+    original = KVManager._join
 
-    monkeypatch.setattr(KVManager, "_joined", joined)
+    def join(self: KVManager, published: Published) -> None:
+        original(self, published._replace(reunited=[]))
+
+    monkeypatch.setattr(KVManager, "_join", join)
 
 
 @caught_by(SchedMachine)

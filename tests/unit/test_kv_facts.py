@@ -21,8 +21,8 @@ def make_pool(blocks: int = 4) -> BlockPool:
 
 def idle(pool: BlockPool, *block_ids: int) -> None:
     for block_id in block_ids:
-        pool.keep(block_id)
-        pool.drop(block_id)
+        pool.keep([block_id])
+        pool.drop([block_id])
 
 
 def run(kv: KVManager, number: int, tokens: list[int], scope: CacheScope) -> Request:
@@ -51,7 +51,7 @@ def test_a_block_is_its_takers_until_it_is_free() -> None:
     idle(pool, first)
     assert (facts.in_use[ann], facts.cached[ann]) == (1, 1)
     assert facts.owners[first] == 41, "it is cached on their account"
-    pool.drop(second)
+    pool.drop([second])
     pool.forget(first)
     assert (facts.in_use[ann], facts.cached[ann]) == (0, 0)
     for block_id in (first, second):
@@ -78,10 +78,10 @@ def test_ages_are_told_at_eviction_and_gaps_at_reuse() -> None:
     idle(pool, block_id)
     assert facts.idle_ds[block_id] == 30
     facts.now_ds = 40
-    pool.share(block_id)
+    pool.share([block_id])
     assert (facts.reuse_gap_s.total, facts.reused, facts.idle_ds[block_id]) == (1.0, 1, 0)
     facts.now_ds = 60
-    pool.drop(block_id)
+    pool.drop([block_id])
     facts.now_ds = 100
     pool.take(1)
     assert (facts.age_s.total, facts.idle_s.total) == (10.0, 4.0)
@@ -114,8 +114,8 @@ def test_parents_come_and_go_with_the_blocks_before() -> None:
     parents = kv.pool.facts.parents
     assert [parents[block_id] for block_id in (head, middle, tail)] == [0, head, middle]
     leave(kv, request)
-    kv.pool.share(middle)
-    kv.pool.share(tail)
+    kv.pool.share([middle])
+    kv.pool.share([tail])
     others = [run(kv, 2 + i, [90 + i] * P, CacheScope()) for i in range(14)]  # the last one takes the head
     assert others[-1].block_ids == [head]
     assert [parents[middle], parents[tail]] == [0, middle]
@@ -148,7 +148,7 @@ class TestFrames:
         viewer.expect(pool)
         assert len(viewer.rows["refs"]) == 5
         first, second = pool.take(2, 3)
-        pool.drop(first)
+        pool.drop([first])
         frame = pool.facts.frame(False)
         assert numbers(frame.ids) == sorted([first, second])
         viewer.apply(frame)

@@ -23,7 +23,7 @@ def digest(content: int) -> bytes:
 
 def released(ghosts: Ghosts, *contents: int) -> Ghosts:
     for content in contents:
-        ghosts.released(digest(content))
+        ghosts.released([digest(content)])
     return ghosts
 
 
@@ -48,8 +48,8 @@ class TestZones:
 
     def test_a_content_in_use_is_not_listed(self) -> None:
         ghosts = released(Ghosts(4), 1, 2, 3)
-        ghosts.used(digest(2))
-        ghosts.used(digest(9))
+        ghosts.used([digest(2)])
+        ghosts.used([digest(9)])
         assert zones(ghosts, 1, 2, 3) == [0, -1, 0] and len(ghosts) == 2
         assert zones(released(ghosts, 2), 2) == [0]
 
@@ -85,7 +85,7 @@ class TestRecall:
     def test_an_eviction_is_forgotten_once_the_content_is_back(self) -> None:
         ghosts = released(Ghosts(4), 1)
         ghosts.lost(digest(1), 1.0, CAPACITY)
-        ghosts.used(digest(1))
+        ghosts.used([digest(1)])
         assert ghosts.recall(digest(1)) is None
         assert released(ghosts, 1).recall(digest(1)) is None
 
@@ -153,14 +153,14 @@ def test_it_follows_pools_of_all_sizes(
     evicted: dict[int, float] = {}
     for now, (what, number) in enumerate(operations):
         if what == "release":
-            ghosts.released(digest(number))
+            ghosts.released([digest(number)])
             listed.add(number)
             evicted.pop(number, None)
             for pool in pools:
                 pool.idle.pop(number, None)
                 pool.idle[number] = None
         elif what == "use":
-            ghosts.used(digest(number))
+            ghosts.used([digest(number)])
             listed.discard(number)
             evicted.pop(number, None)
             for pool in pools:

@@ -284,7 +284,7 @@ class TestCheck:
         kv.check([request])
         with pytest.raises(AssertionError, match="not the pool"):
             kv.check([])
-        kv.pool.share(request.block_ids[0])
+        kv.pool.share([request.block_ids[0]])
         with pytest.raises(AssertionError, match="2 refs, 1 holders"):
             kv.check([request])
 

@@ -106,6 +106,38 @@ class TestOrder:
         )
 
 
+class TestLongPrompts:
+    """What one of them costs in a step is bounded, so that others' next tokens come in time."""
+
+    def test_it_is_hashed_in_pieces_before_it_is_admitted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("engine.kv.manager.PREPARED_BLOCKS", 2)
+        core, executor = make(num_blocks=65)
+        core.add("short", [2, 3], STEADY)
+        core.step()
+        core.add("long", range(2, 24), STEADY)  # 5 full blocks
+        outputs = finish(core)
+        assert [len(plan.sequences) for plan in executor.plans[:4]] == [1, 1, 1, 2]
+        assert tokens(outputs, "long") == expected_choice([*range(2, 24)], STEADY, 0, 6).token_ids
+
+    def test_alone_it_waits_for_nobody_but_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("engine.kv.manager.PREPARED_BLOCKS", 1)
+        core, executor = make(num_blocks=65)
+        core.add("long", range(2, 24), STEADY)
+        assert [core.step() for _ in range(4)] == [[]] * 4 and not executor.plans
+        assert tokens(finish(core), "long") == expected_choice([*range(2, 24)], STEADY, 0, 6).token_ids
+
+    def test_long_hits_are_admitted_one_a_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("engine.sched.scheduler.MOST_FOUND_BLOCKS", 3)
+        core, executor = make(num_blocks=65)
+        core.add("first", range(2, 24), STEADY)
+        finish(core)
+        executor.plans.clear()
+        for name in "abc":
+            core.add(name, range(2, 24), STEADY)
+        finish(core)
+        assert [len(plan.row_starts) for plan in executor.plans[:4]] == [1, 1, 1, 0]
+
+
 class TestPriority:
     def test_the_smallest_is_admitted_first_and_equals_by_arrival(self) -> None:
         core, _ = make(max_num_seqs=1, num_blocks=65)
