@@ -100,10 +100,11 @@ class EngineCore:
         prompt = _token_ids(prompt_ids)
         self._limits.check_prompt(prompt)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
+        token_ids = prompt.tolist()  # once: the choices share the numbers
         leader, *followers = (
             Request(
                 request_id,
-                prompt,
+                token_ids,
                 params,
                 index=i,
                 seed=choice_seed(seed, i),

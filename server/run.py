@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -74,6 +75,10 @@ class Server(uvicorn.Server):
         try:
             await _first(self.service.started.wait(), self._stop.wait(), or_task=serving)
             if self.service.phase is Phase.READY:
+                # What is there now stays: without it a full collection, which stops every stream, takes no
+                # 0.04 s.
+                gc.collect()
+                gc.freeze()
                 on_ready()
                 watching = asyncio.create_task(engine_line.watch(self.service.client), name="engine-line")
                 await _first(self._stop.wait(), or_task=serving)

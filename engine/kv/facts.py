@@ -110,6 +110,12 @@ class BlockFacts:
         self.parents[block_id] = parent
         self.mark((block_id,))
 
+    def joined(self, block_ids: Sequence[int], parents: Sequence[int]) -> None:
+        """Blocks were published, each after its parent, if it has one."""
+        for block_id, parent in zip(block_ids, parents, strict=True):
+            self.parents[block_id] = parent
+        self.mark(block_ids)
+
     def mark(self, block_ids: Iterable[int]) -> None:
         """Their rows changed, or are about to."""
         if self.dirty is not None:

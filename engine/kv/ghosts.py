@@ -100,9 +100,9 @@ class Ghosts:
 
     def used(self, digests: Iterable[bytes]) -> None:
         """Somebody uses the contents, or has computed them again."""
+        table, mask = self._table, self._mask
         for key in map(hash, digests):
-            slot = self._find(key)
-            if slot:
+            if table[key & mask] and (slot := self._find(key)):  # mostly nothing is there
                 self._unlink(slot)
                 self._delete(slot)
 

@@ -43,12 +43,6 @@ class Published(NamedTuple):
     parents: list[int]
     reunited: list[int]
 
-    def add(self, block_id: int, parent_id: int, *, goes_on: bool) -> None:
-        self.block_ids.append(block_id)
-        self.parents.append(parent_id)
-        if goes_on:
-            self.reunited.append(block_id)
-
 
 def same_content(one: BlockKey | None, other: BlockKey | None) -> bool:
     """Whether two keys stand for the same tokens from the start. Ends at the first shared ancestor."""
@@ -114,6 +108,9 @@ class PrefixCache:
 
     def digests(self, request: Request, blocks: int) -> Iterator[bytes]:
         """The digests of the request's first blocks, which all tokens are known of."""
+        keys = request.block_keys
+        if len(keys) >= blocks:
+            return (key.digest for key in islice(keys, blocks))
         return (self._key(request, index).digest for index in range(blocks))
 
     def publish(self, request: Request, first: int, end: int) -> Published:
@@ -131,7 +128,10 @@ class PrefixCache:
                 key.parent = keys[index - 1]
             entry = entries.get(key.digest)
             if entry is None:
-                published.add(block_id, parent_id, goes_on=self.tree.goes_on(key.digest))
+                published.block_ids.append(block_id)
+                published.parents.append(parent_id)
+                if self.tree.goes_on(key.digest):
+                    published.reunited.append(block_id)
                 entries[key.digest] = Entry(key, block_id, tenant)
                 self._key_of[block_id] = key
                 self.tree.add(key, block_id, tenant)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import logging
 import os
@@ -94,6 +95,9 @@ def _serve(link: Link) -> int:
     pulse.loop = loop
     reader.attach(loop)
     link.send(frames.Outputs([], core.snapshot()))  # so that nobody ever sees a pool of no blocks
+    # What is there now stays: without it a full collection, which stops every stream, takes no 0.08 s.
+    gc.collect()
+    gc.freeze()
     link.send(frames.Ready(info))
     loop.run()
     return 0
