@@ -107,6 +107,7 @@ def forced_structures(
     between: str = "",
     last: str = "",
     thoughts: tuple[str, str] | None = None,
+    instead: object = None,
 ) -> Grammar:
     """One of the structures and nothing else, or several in a row: {"begin", "schema", "end"} each.
 
@@ -118,14 +119,32 @@ def forced_structures(
         first, between, last: what stands before, between and after the structures.
         thoughts: what opens and closes free text that may come before all else; it must come if what opens
             it is empty, which says that it has begun.
+        instead: a schema of JSON that may be the whole text, but for the thoughts.
     """
     tag = {
         "structures": [dict(structure) for structure in structures],
         "forced": "some" if several else "one",
         **{name: text for name, text in (("first", first), ("between", between), ("last", last)) if text},
         **({"thoughts": list(thoughts)} if thoughts is not None else {}),
+        **({"instead": instead} if instead is not None else {}),
     }
     return structural_tag(tag)
+
+
+def schema_of(wanted: Grammar) -> Any:
+    """The JSON Schema that a grammar is made of; None where it is of another kind.
+
+    Raises:
+        InvalidRequest: it was given as text, and is no schema.
+    """
+    if wanted.kind is GrammarKind.JSON_OBJECT:
+        return {"type": "object"}
+    if wanted.kind is not GrammarKind.JSON_SCHEMA:
+        return None
+    schema = json.loads(wanted.text)
+    if not isinstance(schema, dict | bool):
+        raise _invalid("The schema must be an object.")
+    return schema
 
 
 class Matcher(Protocol):

@@ -138,7 +138,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         assert isinstance(exc, HTTPException)
         where = f"{request.method} {shorten(request.scope['path'], 100)}"
         if exc.status_code == 405:
-            exc.headers = {**(exc.headers or {}), "allow": _methods_at(request)}
+            exc.headers = {"allow": _methods_at(request)}
         messages = {404: f"Unknown address: {where}.", 405: f"Method not allowed: {where}."}
         message = messages.get(exc.status_code, str(exc.detail))
         return ApiError(exc.status_code, message, headers=exc.headers).response()

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from engine.errors import InvalidRequest
-from engine.grammar import Grammar, forced_structures, structural_tag
+from engine.grammar import Grammar, forced_structures, schema_of, structural_tag
 from server.errors import ApiError, invalid, shorten, unsupported
 from server.parsing.chosen import Notations
 from server.parsing.tools import CallOptions
 from server.parsing.written import Written
-from server.schema.chat import Conversation
+from server.schema.chat import ChatRequest, Conversation
 from server.schema.tools import Tool
 
 # The prompt's last tokens, among which a template may have begun the model's thoughts.
@@ -66,8 +66,10 @@ def _check_strict(notations: Notations, written: Written, names: Set[str], tools
             )
 
 
-def grammar(notations: Notations, request: Conversation, *, opened: bool) -> Grammar | None:
-    """What holds the model to the calls that the request wants; None where it is free.
+def grammar(notations: Notations, request: ChatRequest, *, opened: bool) -> Grammar | None:
+    """What holds the model to the calls that the request wants; None where it is free, or held to a format.
+
+    Calls that must be made leave no room for a format. Where calls may be made, the text is calls or JSON.
 
     Args:
         opened: the prompt has begun the thoughts.
@@ -79,33 +81,44 @@ def grammar(notations: Notations, request: Conversation, *, opened: bool) -> Gra
     tools, choice, written = offered(notations, request), request.tool_choice, notations.written
     if not tools or written is None:
         return None
+    instead = None if request.must_call else _format(request)
     try:
-        if choice is not None and choice.mode == "required":
+        if request.must_call or instead is not None:
+            named = choice is not None and choice.function
             return forced_structures(
-                [_structure(written, tool, _schema(tool)) for tool in tools],
-                several=not choice.function and request.parallel_tool_calls is not False,
+                [_structure(written, tool, _schema(tool, always=request.must_call)) for tool in tools],
+                several=not named and request.parallel_tool_calls is not False,
                 first=written.first,
                 between=written.between,
                 last=written.last,
                 thoughts=notations.thoughts(opened=opened),
+                instead=instead,
             )
         if not any(tool.function.strict for tool in tools):
             return None
-        structures = [
-            _structure(written, tool, _schema(tool) if tool.function.strict else _ANY, alone=True)
-            for tool in tools
-        ]
+        structures = [_structure(written, tool, _schema(tool), alone=True) for tool in tools]
         return structural_tag({"structures": structures, "triggers": [written.marker]})
     except InvalidRequest as error:
         raise InvalidRequest(error.message, "tools") from error
+
+
+def _format(request: ChatRequest) -> Any:
+    """The schema of the text, if it must be JSON. Raises InvalidRequest: it is none, or too large."""
+    wanted = request.wanted_grammar()
+    try:
+        return None if wanted is None else schema_of(wanted)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, request.grammar_field) from error
 
 
 _ANY = {"type": "object"}
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-def _schema(tool: Tool) -> Mapping[str, Any]:
-    """Of the arguments, which are always an object."""
+def _schema(tool: Tool, *, always: bool = False) -> Mapping[str, Any]:
+    """Of the arguments. Any object where the tool is not strict, unless its schema is `always` held to."""
+    if not (always or tool.function.strict):
+        return _ANY
     schema = tool.function.parameters
     if schema is None:
         return _NOTHING

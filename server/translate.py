@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from server.errors import ApiError, invalid
+from engine.errors import QuireError
+from server.errors import ApiError, invalid, to_api_error
 from server.parsing.chosen import Notations
 from server.schema.chat import ChatRequest
 from server.schema.common import WireModel, parse
@@ -48,6 +50,17 @@ def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
     if error.message.startswith(old):
         error.message = error.param + error.message.removeprefix(old)
     return error
+
+
+@contextmanager
+def naming(names: Mapping[str, str] | None) -> Iterator[None]:
+    """Errors on the way name fields as the request does; None: they do so anyway."""
+    try:
+        yield
+    except (ApiError, QuireError) as exc:
+        if names is None:
+            raise
+        raise renamed(exc if isinstance(exc, ApiError) else to_api_error(exc), names) from exc
 
 
 def from_messages(request: CountTokensRequest, notations: Notations) -> Translated:

@@ -106,7 +106,8 @@ def tag_source(tag: Any, control: Mapping[str, int]) -> str:
     Text is free up to a trigger. From there on it is one of the structures whose begin has that trigger in
     front. A trigger that is one of the model's control tokens is that token. With "forced" ("one" or "some")
     there are no triggers and no free text: one structure, or several in a row, with "first", "between" and
-    "last" around them. Before them there may be "thoughts", which are free: what opens and what closes them.
+    "last" around them, or, "instead" of all that, JSON by a schema. Before it there may be "thoughts", which
+    are free: what opens and what closes them.
     """
     structures, triggers, forced = _tag_parts(tag)
     rules = []
@@ -136,7 +137,10 @@ def tag_source(tag: Any, control: Mapping[str, int]) -> str:
     first, between, last = (_quoted(tag.get(name, ""), control) for name in _AROUND)
     more = f"({between} ({either}))*" if forced == "some" else ""
     thoughts, of_thoughts = _thoughts(tag.get("thoughts"), control)
-    start = f"start: {thoughts} {first} ({either}) {more} {last}"
+    if "instead" in tag:
+        rules.append(f"instead: {_embedded(tag['instead'])}")
+    instead = "| instead" if "instead" in tag else ""
+    start = f"start: {thoughts} ({first} ({either}) {more} {last} {instead})"
     return "\n".join(["%llguidance {}", start, *of_thoughts, *rules])
 
 
@@ -177,6 +181,8 @@ def _tag_parts(tag: Any) -> tuple[list[Any], list[str], str | None]:
         raise refused("each trigger must be a string that is not empty")
     if not all(isinstance(tag.get(name, ""), str) for name in _AROUND):
         raise refused("what stands around the structures must be strings")
+    if not isinstance(tag.get("instead", True), dict | bool):
+        raise refused("what may stand instead of the structures is a schema")
     thoughts = tag.get("thoughts", ["", "."])
     if not isinstance(thoughts, list) or [type(text) for text in thoughts] != [str, str] or not thoughts[1]:
         raise refused("thoughts are what opens and what closes them")

@@ -25,16 +25,18 @@ from server.routes.common import check_model, check_ready, explain_asked, explai
 from server.schema.common import AskT, parse
 from server.service import Service
 from server.trail import trail_of
+from server.translate import naming
 from server.unknown import check
 
 Reports = Sequence[Mapping[str, Any]]
 
 
 class Api(ABC, Generic[AskT]):
-    """One API."""
+    """One API. `names`: of fields, where it is served in another's words, and has other names."""
 
     name: ClassVar[str]  # in metrics
     id_prefix: ClassVar[str]
+    names: ClassVar[Mapping[str, str] | None] = None
     schema: type[AskT]
 
     def __init__(self, service: Service) -> None:
@@ -65,6 +67,10 @@ class Api(ABC, Generic[AskT]):
         Raises:
             ApiError, QuireError: to be written by the app's handlers.
         """
+        with naming(self.names):
+            return await self._handle(http)
+
+    async def _handle(self, http: Request) -> Response:
         record = self.service.metrics.begin(self.name)
         trail = trail_of(http.scope)
         trail.api = self.name

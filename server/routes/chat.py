@@ -65,7 +65,7 @@ class ChatApi(GenerationApi[ChatRequest]):
 
     def _parsers(self, request: ChatRequest, generation: Generation) -> list[OutputParser]:
         """One for each choice; none where replies are text and nothing else."""
-        if request.constrained:
+        if request.constrained and not request.may_call:
             return []
         notations, tokenizer = self.service.notations, self.service.tokenizer
         opened, options = self._opened(generation.prompts), call_options(notations, request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from fastapi import APIRouter
@@ -12,10 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.embedding import VALUE_BYTES, Pooling, values
-from engine.errors import QuireError
 from engine.types import SamplingParams, TokenEvent
 from server.docs import describe_body
-from server.errors import ApiError, to_api_error
 from server.generation import Generation
 from server.prompts import Prompt
 from server.render import encode
@@ -24,7 +22,6 @@ from server.routes.common import kept_tokens, plain
 from server.schema.embeddings import EmbeddingReply, EmbeddingRequest
 from server.service import Service
 from server.streaming import collect
-from server.translate import renamed
 
 
 class Vector:
@@ -41,15 +38,7 @@ class EmbeddingApi(Api[EmbeddingRequest]):
     name = "embeddings"
     id_prefix = "embd-"
     schema = EmbeddingRequest
-
-    async def handle(self, http: Request) -> Response:
-        """What others call a prompt is an input here."""
-        try:
-            return await super().handle(http)
-        except QuireError as exc:
-            raise renamed(to_api_error(exc), {"prompt": "input"}) from exc
-        except ApiError as exc:
-            raise renamed(exc, {"prompt": "input"}) from None
+    names: ClassVar = {"prompt": "input"}
 
     async def prompts(self, request: EmbeddingRequest, explain: bool) -> Sequence[Prompt]:
         most = kept_tokens(self.service, request.truncate_prompt_tokens, 0)

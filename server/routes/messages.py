@@ -8,9 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.errors import QuireError
 from server.docs import describe_body
-from server.errors import ApiError, to_api_error
 from server.generation import Generation
 from server.render import Choice, Frames, Head, encode
 from server.render_messages import MessageStream, reply
@@ -22,7 +20,7 @@ from server.schema.chat import ChatRequest
 from server.schema.common import parse
 from server.schema.messages import CountTokensReply, CountTokensRequest, MessagesReply, MessagesRequest
 from server.service import Service
-from server.translate import from_messages, renamed
+from server.translate import from_messages, naming
 
 NAMES = {
     "stop": "stop_sequences",
@@ -63,14 +61,10 @@ class MessagesApi(TranslatedApi):
             ApiError, QuireError: to be written by the app's handlers.
         """
         request, headers = await read_question(self.service, http, CountTokensRequest)
-        try:
+        with naming(NAMES):
             chat = from_messages(request, self.service.notations)
             check_model(self.service, chat.model)
             prompt = await conversation(self.service, chat.messages, chat, locate=False)
-        except QuireError as exc:
-            raise renamed(to_api_error(exc), NAMES) from exc
-        except ApiError as exc:
-            raise renamed(exc, NAMES) from None
         body = encode({"input_tokens": len(prompt.ids)})
         return Response(body, 200, headers, "application/json")
 

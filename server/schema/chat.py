@@ -179,6 +179,14 @@ class Conversation(WireModel):
         "Others: none or medium.",
     )
 
+    @property
+    def may_call(self) -> bool:
+        return bool(self.tools) and (self.tool_choice is None or self.tool_choice.mode != "none")
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice is not None and self.tool_choice.mode == "required"
+
 
 class ChatRequest(Conversation, ConstrainedRequest):
     """A conversation to continue."""
@@ -242,14 +250,16 @@ class ChatRequest(Conversation, ConstrainedRequest):
             and self.max_tokens != self.max_completion_tokens
         ):
             raise field_error("differs from max_completion_tokens; send one of them", "max_tokens")
-        calls = self.tools and (self.tool_choice is None or self.tool_choice.mode != "none")
-        if calls and self.constrained:
-            raise field_error("cannot be combined with tools: send tool_choice none", self.grammar_field)
+        if self.may_call and not self.must_call and self.constrained and not self.wants_json:
+            raise field_error(
+                "of formats only JSON can be combined with tools that may be called: send tool_choice none",
+                super().grammar_field,
+            )
         return self
 
     @property
     def grammar_field(self) -> str:
-        return super().grammar_field if self.constrained else "tools"
+        return super().grammar_field if self.constrained and not self.must_call else "tools"
 
     @property
     def ungranted_fields(self) -> list[str]:

@@ -49,50 +49,48 @@ class ChatDelta(BaseModel):
     tool_calls: list[ToolCallDelta] | None = None
 
 
-class ChatChunkChoice(BaseModel):
+class ChunkChoice(BaseModel):
     index: int
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = IDS
+
+
+class ChatChunkChoice(ChunkChoice):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinish | None
-    stop_reason: int | str | None = None
-    token_ids: list[int] | None = IDS
 
 
-class ChatChunk(BaseModel):
-    """A part of a chat reply."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[ChatChunkChoice]
-    usage: ChatUsage | None = USAGE
-    prompt_token_ids: list[int] | None = IDS
-    cache: list[CacheExplanation] | None = CACHE
-
-
-class CompletionChunkChoice(BaseModel):
-    index: int
+class CompletionChunkChoice(ChunkChoice):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Finish | None
-    stop_reason: int | str | None = None
     prompt_token_ids: list[int] | None = IDS
-    token_ids: list[int] | None = IDS
 
 
-class CompletionChunk(BaseModel):
-    """A part of a completion."""
-
+class Chunk(BaseModel):
     id: str
-    object: Literal["text_completion"]
     created: int
     model: str
     system_fingerprint: str
+    cache: list[CacheExplanation] | None = CACHE
+
+
+class ChatChunk(Chunk):
+    """A part of a chat reply."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: ChatUsage | None = USAGE
+    prompt_token_ids: list[int] | None = IDS
+
+
+class CompletionChunk(Chunk):
+    """A part of a completion."""
+
+    object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
     usage: Usage | None = USAGE
-    cache: list[CacheExplanation] | None = CACHE
 
 
 class ResponseEvent(BaseModel):

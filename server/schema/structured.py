@@ -206,6 +206,15 @@ class ConstrainedRequest(GenerationRequest):
     def grammar_field(self) -> str:
         return "response_format" if self.structured_outputs is None else "structured_outputs"
 
+    @property
+    def wants_json(self) -> bool:
+        if self.structured_outputs is not None:
+            return self.structured_outputs.json_ is not None or bool(self.structured_outputs.json_object)
+        return self.response_format is not None and self.response_format.type in (
+            "json_object",
+            "json_schema",
+        )
+
     def wanted_grammar(self) -> Grammar | None:
         try:
             if self.structured_outputs is not None:

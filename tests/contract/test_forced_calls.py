@@ -273,6 +273,63 @@ def test_strict_arguments_of_a_call_that_the_model_chose(serving: Callable[..., 
     serving(name, work, control=True)
 
 
+PLACE = {
+    "type": "object",
+    "properties": {"place": {"type": "string", "maxLength": 5}, "sure": {"type": "boolean"}},
+    "required": ["place", "sure"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "place", "schema": PLACE}}
+
+
+@pytest.mark.parametrize("name", FORCED)
+def test_calls_or_a_format(serving: Callable[..., None], name: str) -> None:
+    """With both, as frameworks for agents send them, the text is one or the other."""
+
+    async def work(http: httpx.AsyncClient) -> None:
+        tools = [tool("get_weather", **({} if name in ("pythonic", "llama3_json") else {"strict": True}))]
+        asked = {"messages": HELLO, "tools": tools, "response_format": FORMAT, "n": 16, "seed": 1}
+        asked |= {"max_tokens": 600, "temperature": 2, "parallel_tool_calls": False}
+        whole = (await http.post(CHAT, json=asked)).json()
+        chunks = frames((await http.post(CHAT, json={**asked, "stream": True})).text)
+        kinds = set()
+        for index, choice in enumerate(whole["choices"]):
+            message, finish = choice["message"], choice["finish_reason"]
+            kinds.add(finish)
+            calls = [
+                [c["function"]["name"], c["function"]["arguments"]] for c in message.get("tool_calls", ())
+            ]
+            if finish != "length":  # what is cut off is a call as far as it goes, or content
+                assert streamed(chunks, index) == (calls, message["content"] or "", finish)
+            if finish == "tool_calls":
+                ((called, arguments),) = calls
+                assert called == "get_weather" and isinstance(json.loads(arguments), dict)
+                if tools[0]["function"].get("strict"):
+                    check(called, arguments)
+            elif finish == "stop":
+                assert not calls
+                jsonschema.validate(json.loads(message["content"]), PLACE)
+        assert kinds >= ({"stop", "tool_calls"} if name == "hermes" else set())  # the model chooses
+        body = {**asked, "tool_choice": "required", "n": 1}
+        (choice,) = (await http.post(CHAT, json=body)).json()["choices"]
+        assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+
+    serving(name, work)
+
+
+def test_thoughts_before_a_format(serving: Callable[..., None]) -> None:
+    async def work(http: httpx.AsyncClient) -> None:
+        body = {"messages": HELLO, "tools": [tool("now")], "response_format": FORMAT, "n": 8, "seed": 2}
+        body |= {"max_tokens": 800, "logit_bias": {"5": 8}}  # </think>
+        choices = (await http.post(CHAT, json=body)).json()["choices"]
+        assert any(choice["message"].get("reasoning_content") for choice in choices)
+        for choice in choices:
+            if choice["finish_reason"] == "stop":
+                jsonschema.validate(json.loads(choice["message"]["content"]), PLACE)
+
+    serving("has begun to think", work, control=True)
+
+
 def test_the_other_apis(serving: Callable[..., None]) -> None:
     async def work(http: httpx.AsyncClient) -> None:
         tools: list[Any] = [{"name": "set-timer", "input_schema": SCHEMAS["set-timer"] | {"type": "object"}}]
@@ -292,6 +349,12 @@ def test_the_other_apis(serving: Callable[..., None]) -> None:
             (item,) = reply["output"]
             assert (item["type"], reply["status"]) == ("function_call", "completed")
             check("set-timer", item["arguments"])
+        # Without strict, and with a format: what the model does not call must fit it.
+        formatted = {"type": "json_schema", "name": "place", "schema": PLACE}
+        body = {"input": "x", "tools": functions, "text": {"format": formatted}, "max_output_tokens": 600}
+        for item in (await http.post("/v1/responses", json=body)).json()["output"]:
+            if item["type"] == "message":
+                jsonschema.validate(json.loads(item["content"][0]["text"]), PLACE)
 
     serving("hermes", work)
 
@@ -317,7 +380,6 @@ def test_the_official_client(serving: Callable[..., None]) -> None:
 DEEP: dict[str, Any] = {}
 for _ in range(40):
     DEEP = {"properties": {"a": DEEP}}
-FORMAT = {"response_format": {"type": "json_object"}}
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "pythonic",
@@ -333,10 +395,11 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "hermes",
-        {"tools": TOOLS, "tool_choice": "required", **FORMAT},
-        "response_format",
+        {"tools": TOOLS, "structured_outputs": {"regex": "a"}},
+        "structured_outputs",
         "combined with tools",
     ),
+    ("hermes", {"tools": TOOLS, "structured_outputs": {"json": "3"}}, "structured_outputs", "an object"),
     ("hermes", {"tools": TOOLS, "tool_choice": named("x")}, "tool_choice", "no tool 'x'"),
     ("hermes", {"tool_choice": "required"}, "tool_choice", "no tools"),
     *(

@@ -54,7 +54,7 @@ def walk(compiled: CompiledGrammars, tokenizer: Tokenizer, wanted: Grammar, seed
     ids: list[int] = []
     words_1W = np.zeros((1, matcher.num_words), dtype=np.uint32)
     while len(ids) < MAX_TOKENS:
-        assert compiled.fill([matcher], words_1W)() == [None]
+        assert compiled.fill([matcher], words_1W) == [None]
         if matcher.ended:
             break
         allowed = np.flatnonzero(np.unpackbits(words_1W.view(np.uint8), bitorder="little"))
@@ -169,7 +169,7 @@ def accepts(compiled: CompiledGrammars, tokenizer: Tokenizer, schema: dict[str, 
     words_1W = np.zeros((1, matcher.num_words), dtype=np.uint32)
     by_bytes = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
     for byte in f"[f({inner})]".encode():
-        if compiled.fill([matcher], words_1W)() != [None] or matcher.ended:
+        if compiled.fill([matcher], words_1W) != [None] or matcher.ended:
             return False
         matcher.take(by_bytes[bytes([byte])])
     return matcher.ended
