@@ -598,6 +598,7 @@ async def test_addresses(server: Server, method: str, path: str, status: int) ->
     url = httpx.URL("http://localhost", raw_path=path.encode())
     reply = await server.http.request(method, url, follow_redirects=False)
     assert reply.status_code == status
+    assert len(reply.headers.get_list("allow")) == (status == 405)
     if method != "HEAD":
         refusal(reply, status)
 
