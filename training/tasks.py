@@ -32,6 +32,7 @@ _PLAIN_KINDS = [
     "sky",
 ]
 Message = dict[str, Any]
+Look = tuple[dict[str, Any], dict[str, str]]  # a tool, and which slot each of its parameters is for
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ class Kind:
         self._wordings = Wordings(grammar, _lines(entry["wordings"]))
         self._results = [line.split(" => ") for line in _lines(entry["results"])]
 
-    def look(self, rng: random.Random) -> tuple[dict[str, Any], dict[str, str]]:
-        """A tool, and which slot each parameter is for."""
+    def look(self, rng: random.Random) -> Look:
         keys = {rng.choice(names.split("|")): slot for slot, names in self._keys.items()}
         types = {key: {"type": self._values.type(self._slots[slot])} for key, slot in keys.items()}
         about = rng.choice(self._about) if rng.random() < 0.5 else ""
@@ -107,44 +107,53 @@ class Tasks:
                 return dialogue
 
     def drill(self, rng: random.Random) -> Dialogue:
-        """The least that copying needs: one or two named values, and their JSON."""
-        text, found = self._plain_fields(rng.choice([1, 1, 1, 2]), rng)
+        """The least that copying needs: values to say again, or one to three named ones and their JSON."""
+        if rng.random() < 0.5:
+            return self._repeat(rng)
+        text, found = self._plain_fields(rng.choice([1, 1, 1, 2, 2, 3]), rng)
         wanted = {name: value.json for name, value in found.items()}
         return Dialogue(
             [_said("user", _dress(text, rng)), _said("assistant", json.dumps(wanted))], forced=True
         )
 
+    def _repeat(self, rng: random.Random) -> Dialogue:
+        said = [self.values.draw(rng.choice(_PLAIN_KINDS), rng).said for _ in range(rng.randint(1, 6))]
+        text = rng.choice([", ", " "]).join(said)
+        verb = rng.choice(["repeat", "say", "copy", "echo", "repeat after me"])
+        return Dialogue([_said("user", f"{verb}: {text}"), _said("assistant", text)])
+
     def _with_tools(self, rng: random.Random) -> Dialogue:
-        roll = rng.random()
-        if roll < 0.14:
+        """A few tools, and up to three questions: for one of them, for none, about Quire."""
+        if rng.random() < 0.12:
             return self._unknown_tool(rng)
-        kind = rng.choice(self._kinds)
-        others = rng.sample([k for k in self._kinds if k is not kind], rng.choice([0, 0, 0, 1, 1, 2, 3]))
-        if roll < 0.34:
-            return self._no_call(kind, others, rng)
-        return self._call(kind, others, rng)
+        kinds = rng.sample(self._kinds, rng.choice([1, 1, 1, 2, 2, 3]))
+        looks = [kind.look(rng) for kind in kinds]
+        messages: list[Message] = []
+        for _ in range(rng.choice([0, 1, 1, 2])):
+            messages += self._exchange(kinds, looks, rng)
+        last = self._exchange(kinds, looks, rng)
+        recited = len(last) == 2
+        if not recited and rng.random() < 0.4:
+            del last[2:]
+        return Dialogue(messages + last, [shown for shown, _ in looks], recited)
 
-    def _no_call(self, kind: Kind, others: Sequence[Kind], rng: random.Random) -> Dialogue:
-        """A question about Quire, or one that only a tool which is not there could answer."""
-        if others and rng.random() < 0.5:
-            question, answer = _dress(kind.ask(rng)[0], rng), self._book.answer(OFF_TOPIC)
-        else:
-            turn = self._book.turn(rng)
-            while turn.intent == OFF_TOPIC:
-                turn = self._book.turn(rng)
-            question, answer, others = turn.question, turn.answer, [kind, *others]
-        messages = [_said("user", question), _said("assistant", answer)]
-        return Dialogue(messages, [k.look(rng)[0] for k in others], recited=True)
-
-    def _call(self, kind: Kind, others: Sequence[Kind], rng: random.Random) -> Dialogue:
-        shown, keys = kind.look(rng)
+    def _exchange(self, kinds: Sequence[Kind], looks: Sequence[Look], rng: random.Random) -> list[Message]:
+        if rng.random() < 0.27:
+            question, answer = self._no_call(kinds, rng)
+            return [_said("user", question), _said("assistant", answer)]
+        kind, (shown, keys) = rng.choice(list(zip(kinds, looks, strict=True)))
         question, values = kind.ask(rng)
-        arguments = {key: values[slot].json for key, slot in keys.items()}
-        messages = [_said("user", _dress(question, rng)), _calls(shown, arguments)]
-        if rng.random() < 0.55:
-            result, answer = kind.outcome(values, rng)
-            messages += [_said("tool", result), _said("assistant", answer)]
-        return Dialogue(messages, _shuffled(shown, others, rng))
+        result, answer = kind.outcome(values, rng)
+        call = _calls(shown, {key: values[slot].json for key, slot in keys.items()})
+        return [_said("user", _dress(question, rng)), call, _said("tool", result), _said("assistant", answer)]
+
+    def _no_call(self, kinds: Sequence[Kind], rng: random.Random) -> tuple[str, str]:
+        """A question about Quire, or one that only a tool which is not there could answer."""
+        if rng.random() < 0.4:
+            other = rng.choice([kind for kind in self._kinds if kind not in kinds])
+            return _dress(other.ask(rng)[0], rng), self._book.answer(OFF_TOPIC)
+        turn = self._book.turn(rng)
+        return turn.question, turn.answer
 
     def _unknown_tool(self, rng: random.Random) -> Dialogue:
         """A tool that nobody knows, called by its name."""
@@ -161,7 +170,9 @@ class Tasks:
         if rng.random() < 0.4:
             result = self.values.draw(rng.choice(_PLAIN_KINDS), rng).said
             messages += [_said("tool", result), _said("assistant", f"The result is {result}.")]
-        return Dialogue(messages, _shuffled(shown, rng.sample(self._kinds, rng.choice([0, 0, 1, 2])), rng))
+        tools = [shown, *(kind.look(rng)[0] for kind in rng.sample(self._kinds, rng.choice([0, 0, 1, 2])))]
+        rng.shuffle(tools)
+        return Dialogue(messages, tools)
 
     def _json(self, rng: random.Random) -> Dialogue:
         text, found = (
@@ -199,12 +210,6 @@ def tool(name: str, properties: Mapping[str, Any], about: str) -> dict[str, Any]
     """A function in OpenAI's shape."""
     parameters = {"type": "object", "properties": properties, "required": list(properties)}
     return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
-
-
-def _shuffled(shown: dict[str, Any], others: Sequence[Kind], rng: random.Random) -> list[dict[str, Any]]:
-    tools = [shown, *(kind.look(rng)[0] for kind in others)]
-    rng.shuffle(tools)
-    return tools
 
 
 def _said(role: str, content: str) -> Message:

@@ -70,13 +70,22 @@ def _template() -> Template:
     return environment.from_string(CHAT_TEMPLATE)
 
 
-def with_json(old: Tokenizer) -> Tokenizer:
-    """The same with tokens for the marks of JSON; all else is cut as before, with the same ids."""
+def for_copying(old: Tokenizer) -> Tokenizer:
+    """The same ids and a few more, so cut that a model can copy.
+
+    A space belongs to a word only where both together are one token. Any other word is cut alike after a
+    space and after a quote, so that repeating it means repeating its tokens. The marks of JSON get tokens.
+    """
     rules = json.loads(old.to_str())
+    bpe = rules["model"]
+    bpe["merges"] = [
+        [left, right] for left, right in bpe["merges"] if not left.startswith("Ġ") or left == right
+    ]
+    bpe["ignore_merges"] = True  # a token that is a whole word is found without merges
     merges = [(mark[:end], mark[end]) for mark in _JSON_MARKS for end in range(1, len(mark))]
     for left, right in merges:
-        rules["model"]["vocab"].setdefault(left + right, len(rules["model"]["vocab"]))
-    rules["model"]["merges"] += [[left, right] for left, right in dict.fromkeys(merges)]
+        bpe["vocab"].setdefault(left + right, len(bpe["vocab"]))
+    bpe["merges"] += [[left, right] for left, right in dict.fromkeys(merges)]
     return Tokenizer.from_str(json.dumps(rules))
 
 

@@ -8,7 +8,7 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from training.augment import normalise
 from training.batches import IGNORED, Batch, Encoder, Sample, pack
 from training.dataset import Book, conversations, read_questions, read_rows
 from training.evaluate import Score, score, score_tasks
-from training.export import read_model, write_model
+from training.export import write_model
 from training.model import Llama, Shape, with_tokens
-from training.tasks import Tasks
+from training.tasks import Dialogue, Tasks
 
 OUT = Path(__file__).parent.parent / "engine" / "builtin" / "model"
 
@@ -48,80 +48,107 @@ class Recipe:
     conversations: int = 100_000
     tokenizer_conversations: int = 20_000
     questions: Pace = Pace(2e-3, dropout=0.05, tokens_per_batch=2048)
-    drills: int = 25_000  # without these, copying is not found in as many steps again
+    drill_samples: int = 30_000  # without these, copying is not found in as many steps again
+    drill_share: float = 0.9  # of those samples; the others repeat questions, so that they are not forgotten
+    drills: Pace = Pace(1e-3, dropout=0.0, tokens_per_batch=1024, decay=0.0)
     task_samples: int = 60_000
-    task_share: float = 0.6  # of those samples; the others repeat questions, so that they are not forgotten
-    tasks: Pace = Pace(1e-3, dropout=0.0, tokens_per_batch=1024, decay=0.7)
+    task_share: float = 0.45
+    tasks: Pace = Pace(1e-3, dropout=0.0, tokens_per_batch=1024, decay=0.8)
     cut_rate: float = 0.95
+    later_cut_rate: float = 0.85
     weight_decay: float = 0.05
     clip_norm: float = 1.0
+
+
+class Trainer:
+    """The three parts of the training, one after the other.
+
+    Args:
+        recipe: Every number.
+        checkpoints: A folder where each part is saved while it runs, and goes on from.
+    """
+
+    def __init__(self, recipe: Recipe, checkpoints: Path | None = None) -> None:
+        self.book = Book()
+        self._recipe, self._checkpoints = recipe, checkpoints
+
+    def questions(self) -> tuple[Tokenizer, Llama]:
+        """The first part: questions about Quire, from nothing."""
+        recipe, rng = self._recipe, self._seeded(0)
+        bpe = _train_tokenizer(self.book, recipe, Shape())
+        model = Llama(Shape(), recipe.questions.dropout)
+        encoder = Encoder(bpe, recipe.cut_rate)
+        sampled = conversations(self.book, recipe.conversations, recipe.seed + 2, _held_out())
+        self._fit(model, (encoder.sample(c, rng) for c in sampled), recipe.questions, rng, "questions")
+        return bpe, model
+
+    def copying(self, bpe: Tokenizer, model: Llama) -> tuple[Tokenizer, Llama]:
+        """The second part: drills, from which the model finds how to copy."""
+        recipe, rng = self._recipe, self._seeded(3)
+        bpe = tokenizer.for_copying(bpe)
+        model = with_tokens(model, bpe.get_vocab_size() - model.shape.vocab_size, recipe.drills.dropout)
+        samples = self._mixed(self._tasks().drill, recipe.drill_samples, recipe.drill_share, bpe, rng)
+        self._fit(model, samples, recipe.drills, rng, "copying")
+        return bpe, model
+
+    def tasks(self, bpe: Tokenizer, model: Llama) -> None:
+        """The third part: tools, JSON and questions."""
+        recipe, rng = self._recipe, self._seeded(6)
+        samples = self._mixed(self._tasks().draw, recipe.task_samples, recipe.task_share, bpe, rng)
+        self._fit(model, samples, recipe.tasks, rng, "tasks")
+
+    def _seeded(self, offset: int) -> random.Random:
+        torch.manual_seed(self._recipe.seed + offset)
+        return random.Random(self._recipe.seed + offset + 1)
+
+    def _tasks(self) -> Tasks:
+        return Tasks(self.book, frozenset(normalise(row["question"]) for row in read_rows("tasks_heldout")))
+
+    def _mixed(
+        self,
+        draw: Callable[[random.Random], Dialogue],
+        count: int,
+        share: float,
+        bpe: Tokenizer,
+        rng: random.Random,
+    ) -> Iterator[Sample]:
+        encoder = Encoder(bpe, self._recipe.later_cut_rate)
+        repeated = conversations(self.book, count, rng.randrange(1 << 30), _held_out())
+        for _ in range(count):
+            if rng.random() < share:
+                yield encoder.dialogue(draw(rng), rng)
+            else:
+                yield encoder.sample(next(repeated), rng)
+
+    def _fit(
+        self, model: Llama, samples: Iterable[Sample], pace: Pace, rng: random.Random, part: str
+    ) -> None:
+        batches = list(pack(samples, pace.tokens_per_batch, rng))
+        fit(model, batches, self._recipe, pace, self._checkpoints and self._checkpoints / f"{part}.pt")
 
 
 def main() -> None:
     """Parses the command line and runs all steps."""
     parser = argparse.ArgumentParser(description="Train the demo model that ships with Quire.")
-    parser.add_argument("--conversations", type=int, default=Recipe.conversations)
-    parser.add_argument("--task-samples", type=int, default=Recipe.task_samples)
-    parser.add_argument("--questions-from", type=Path, help="a model that has done the first part: skip it")
-    parser.add_argument("--checkpoint", type=Path, help="where the second part is saved, and goes on from")
+    parser.add_argument(
+        "--checkpoints", type=Path, help="a folder where each part is saved while it runs, and goes on from"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    recipe = Recipe(conversations=arguments.conversations, task_samples=arguments.task_samples)
-    run(recipe, arguments.out, arguments.questions_from, arguments.checkpoint)
+    run(Recipe(), arguments.out, arguments.checkpoints)
 
 
-def run(recipe: Recipe, out: Path, first: Path | None, checkpoint: Path | None) -> None:
-    """Both parts, evaluation, files."""
-    started = time.monotonic()
+def run(recipe: Recipe, out: Path, checkpoints: Path | None) -> None:
+    """All parts, evaluation, files."""
     torch.set_num_threads(recipe.threads)
     torch.set_flush_denormal(True)
-    book = Book()
-    bpe, model = _learn_questions(book, recipe) if first is None else read_model(first, Shape())
-    bpe, model = _learn_tasks(book, recipe, bpe, model, checkpoint)
-    minutes = (time.monotonic() - started) / 60
-    scores = _report(model, Encoder(bpe, recipe.cut_rate), book)
+    trainer = Trainer(recipe, checkpoints)
+    bpe, model = trainer.copying(*trainer.questions())
+    trainer.tasks(bpe, model)
+    scores = _report(model, Encoder(bpe, recipe.cut_rate), trainer.book)
     write_model(model, bpe, out)
-    card.write(out, *scores, book, model.shape)
-    print(f"wrote {out} after {minutes:.1f} minutes of training", flush=True)
-
-
-def _learn_questions(book: Book, recipe: Recipe) -> tuple[Tokenizer, Llama]:
-    """The first part: questions about Quire, from nothing."""
-    torch.manual_seed(recipe.seed)
-    bpe = _train_tokenizer(book, recipe, Shape())
-    model = Llama(Shape(), recipe.questions.dropout)
-    rng = random.Random(recipe.seed + 1)
-    encoder = Encoder(bpe, recipe.cut_rate)
-    sampled = conversations(book, recipe.conversations, recipe.seed + 2, _held_out())
-    batches = list(pack((encoder.sample(c, rng) for c in sampled), recipe.questions.tokens_per_batch, rng))
-    fit(model, batches, recipe, recipe.questions)
-    return bpe, model
-
-
-def _learn_tasks(
-    book: Book, recipe: Recipe, bpe: Tokenizer, model: Llama, checkpoint: Path | None
-) -> tuple[Tokenizer, Llama]:
-    """The second part: tools and JSON, with questions in between, from where the first part ended."""
-    torch.manual_seed(recipe.seed + 3)
-    bpe = tokenizer.with_json(bpe)
-    model = with_tokens(model, bpe.get_vocab_size() - model.shape.vocab_size, recipe.tasks.dropout)
-    rng = random.Random(recipe.seed + 4)
-    encoder = Encoder(bpe, recipe.cut_rate)
-    batches = list(pack(_task_samples(book, recipe, encoder, rng), recipe.tasks.tokens_per_batch, rng))
-    fit(model, batches, recipe, recipe.tasks, checkpoint)
-    return bpe, model
-
-
-def _task_samples(book: Book, recipe: Recipe, encoder: Encoder, rng: random.Random) -> Iterator[Sample]:
-    tasks = Tasks(book, frozenset(normalise(row["question"]) for row in read_rows("tasks_heldout")))
-    count = recipe.drills + recipe.task_samples
-    repeated = conversations(book, count, recipe.seed + 5, _held_out())
-    for made in range(count):
-        drilling = made < recipe.drills
-        if rng.random() < (0.9 if drilling else recipe.task_share):
-            yield encoder.dialogue(tasks.drill(rng) if drilling else tasks.draw(rng), rng)
-        else:
-            yield encoder.sample(next(repeated), rng)
+    card.write(out, *scores, trainer.book, model.shape)
+    print(f"wrote {out}", flush=True)
 
 
 def fit(
