@@ -102,7 +102,8 @@ class Tasks:
 
     def draw(self, rng: random.Random) -> Dialogue:
         while True:
-            dialogue = self._json(rng) if rng.random() < 0.48 else self._with_tools(rng)
+            kinds = [self.drill, self._json, self._with_tools]
+            dialogue = rng.choices(kinds, [0.2, 0.38, 0.42])[0](rng)
             if not any(normalise(m["content"] or "") in self._excluded for m in dialogue.messages):
                 return dialogue
 

@@ -1,6 +1,6 @@
 """Trains the demo model and writes `engine/builtin/model`: `python -m training.train`.
 
-Knows: the order of the steps and every number that matters. Does not know: the details of any step.
+Knows: the order of the steps. Does not know: the details of any step, and the numbers of the recipe.
 Everything is seeded: on one machine, with the same torch and as many threads, the result is the same.
 """
 
@@ -9,7 +9,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,43 +20,12 @@ from training.augment import normalise
 from training.batches import IGNORED, Batch, Encoder, Sample, pack
 from training.dataset import Book, conversations, read_questions, read_rows
 from training.evaluate import Score, score, score_tasks
-from training.export import write_model
+from training.export import read_model, write_model
 from training.model import Llama, Shape, with_tokens
+from training.recipe import Pace, Recipe
 from training.tasks import Dialogue, Tasks
 
 OUT = Path(__file__).parent.parent / "engine" / "builtin" / "model"
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How one part of the training goes through its batches."""
-
-    learning_rate: float
-    dropout: float
-    tokens_per_batch: int
-    warmup_steps: int = 100
-    decay: float = 1.0  # the share of the steps, at the end, in which the rate falls along a cosine
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What decides the result."""
-
-    seed: int = 20
-    threads: int = 2
-    conversations: int = 100_000
-    tokenizer_conversations: int = 20_000
-    questions: Pace = Pace(2e-3, dropout=0.05, tokens_per_batch=2048)
-    drill_samples: int = 30_000  # without these, copying is not found in as many steps again
-    drill_share: float = 0.9  # of those samples; the others repeat questions, so that they are not forgotten
-    drills: Pace = Pace(1e-3, dropout=0.0, tokens_per_batch=1024, decay=0.0)
-    task_samples: int = 60_000
-    task_share: float = 0.45
-    tasks: Pace = Pace(1e-3, dropout=0.0, tokens_per_batch=1024, decay=0.8)
-    cut_rate: float = 0.95
-    later_cut_rate: float = 0.85
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
 
 
 class Trainer:
@@ -71,6 +39,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, checkpoints: Path | None = None) -> None:
         self.book = Book()
         self._recipe, self._checkpoints = recipe, checkpoints
+        if checkpoints is not None:
+            checkpoints.mkdir(parents=True, exist_ok=True)
 
     def questions(self) -> tuple[Tokenizer, Llama]:
         """The first part: questions about Quire, from nothing."""
@@ -133,17 +103,18 @@ def main() -> None:
     parser.add_argument(
         "--checkpoints", type=Path, help="a folder where each part is saved while it runs, and goes on from"
     )
+    parser.add_argument("--questions-from", type=Path, help="a model that has done the first part: skip it")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    run(Recipe(), arguments.out, arguments.checkpoints)
+    run(Recipe(), arguments.out, arguments.checkpoints, arguments.questions_from)
 
 
-def run(recipe: Recipe, out: Path, checkpoints: Path | None) -> None:
+def run(recipe: Recipe, out: Path, checkpoints: Path | None = None, first: Path | None = None) -> None:
     """All parts, evaluation, files."""
     torch.set_num_threads(recipe.threads)
     torch.set_flush_denormal(True)
     trainer = Trainer(recipe, checkpoints)
-    bpe, model = trainer.copying(*trainer.questions())
+    bpe, model = trainer.copying(*(trainer.questions() if first is None else read_model(first, Shape())))
     trainer.tasks(bpe, model)
     scores = _report(model, Encoder(bpe, recipe.cut_rate), trainer.book)
     write_model(model, bpe, out)

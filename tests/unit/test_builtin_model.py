@@ -9,15 +9,22 @@ import random
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from engine import builtin
+from server.parsing.detect import detect
+from training import tokenizer as recipe
 from training.augment import normalise
-from training.dataset import Book, conversations, read_questions
+from training.dataset import Book, conversations, read_questions, read_rows
+from training.exercises import exercise, signature
 from training.grammar import Grammar
+from training.model import Llama, Shape, with_tokens
+from training.tasks import Tasks
 
 MODEL = builtin.path()
 TRAINING = Path(__file__).parents[2] / "training"
@@ -39,10 +46,17 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 
 
-def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+def chat_template() -> str:
     source = json.loads((MODEL / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
-    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
-    return template.render(messages=messages, add_generation_prompt=add_generation_prompt)
+    assert isinstance(source, str)
+    return source
+
+
+def render(messages: list[dict[str, Any]], add_generation_prompt: bool = True, **more: Any) -> str:
+    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
+        chat_template()
+    )
+    return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **more)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +93,14 @@ def test_the_score_in_the_card_is_good_and_covers_the_whole_list(card: str) -> N
     assert found is not None
     right, total = int(found[1]), int(found[2])
     assert total == len((TRAINING / "heldout.jsonl").read_text(encoding="utf-8").splitlines()) >= 100
+    assert right / total >= 0.85
+
+
+def test_the_score_on_tools_and_json_is_good_and_covers_the_whole_list(card: str) -> None:
+    found = re.search(r"\| Held-out score, tools and JSON \| (\d+) of (\d+) ", card)
+    assert found is not None
+    right, total = int(found[1]), int(found[2])
+    assert total == len(read_rows("tasks_heldout")) >= 60
     assert right / total >= 0.85
 
 
@@ -140,6 +162,60 @@ def test_the_template_renders_every_role_and_opens_the_answer() -> None:
     assert render(messages, add_generation_prompt=False).endswith("What is a block?<|im_end|>\n")
 
 
+def test_tools_are_listed_like_signatures_and_calls_are_written_as_hermes_does() -> None:
+    tools = [signature("get_weather(city: string, days: integer): The weather"), signature("now()")]
+    function = {"name": "get_weather", "arguments": {"city": "K\u00f6ln <1>", "days": 2}}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Rain?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": function}, {"function": function}],
+        },
+        {"role": "tool", "content": "rain"},
+    ]
+    written = '{"name": "get_weather", "arguments": {"city": "K\u00f6ln <1>", "days": 2}}'
+    call = f"<tool_call>\n{written}\n</tool_call>"
+    expected = (
+        "Tools:\nget_weather(city: string, days: integer): The weather\nnow()<|im_end|>\n"
+        f"<|im_start|>user\nRain?<|im_end|>\n<|im_start|>assistant\n{call}\n{call}<|im_end|>\n"
+        "<|im_start|>tool\nrain<|im_end|>\n"
+    )
+    assert recipe.render(messages, tools) == f"<|im_start|>system\nBe brief.\n\n{expected}"
+    assert recipe.render(messages[1:], tools) == f"<|im_start|>system\n{expected}"
+
+
+def test_the_model_has_the_template_of_the_recipe_and_the_server_knows_its_calls() -> None:
+    assert chat_template() == recipe.CHAT_TEMPLATE
+    found = detect({"default": chat_template()})
+    assert "tools" in found.reads and found.tool_format == "hermes" and found.reasoning_format is None
+
+
+def test_the_marks_of_json_are_single_tokens(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode('{"city": "", "n": [{"port": 1}]}', add_special_tokens=False).ids
+    tokens = [tokenizer.id_to_token(found) for found in ids]
+    assert {'{"', '":', '\u0120"', "\u0120["} <= {*tokens}, tokens
+
+
+def test_a_rare_word_is_cut_alike_after_a_space_and_after_a_quote() -> None:
+    new = recipe.for_copying(recipe.train(["Which port is open on this server, and why?"] * 3, 300))
+    assert new.encode("a port").tokens[1:] == ["\u0120port"]
+    for word in ("portal", "Which27", "serv-port"):
+        alone = new.encode(word).tokens
+        assert new.encode(f"a {word}").tokens[1:] == ["\u0120", *alone]
+        assert new.encode(f'{{"a": "{word}"}}').tokens[-len(alone) - 1 : -1] == alone
+        assert new.decode(new.encode(f"a {word}").ids) == f"a {word}"
+
+
+def test_new_tokens_change_no_other_score() -> None:
+    small = Llama(Shape(vocab_size=300, hidden_size=64, layers=1, intermediate_size=64))
+    large = with_tokens(small, 12)
+    ids_ST = torch.tensor([[1, 200, 17]])
+    expected = small.logits(small.hidden(ids_ST))
+    torch.testing.assert_close(large.logits(large.hidden(ids_ST))[..., :300], expected)
+
+
 def test_control_tokens_are_single_tokens(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(render([{"role": "user", "content": "Hi"}]), add_special_tokens=False).ids
     assert ids[0] == tokenizer.token_to_id("<|im_start|>")
@@ -168,6 +244,33 @@ def test_training_leaves_out_a_held_out_question() -> None:
     again = list(conversations(book, 20, 1, frozenset({held_out})))
     assert len(again) == 20
     assert held_out not in {normalise(turn.question) for sampled in again for turn in sampled.turns}
+
+
+def test_exercises_with_tools_and_json_say_what_they_want() -> None:
+    kinds: dict[str, int] = {}
+    for row in read_rows("tasks_heldout") + read_rows("tasks_dev"):
+        asked = exercise(row, Book())
+        assert asked.answer or asked.says
+        kind = next(kind for kind in ("json", "intent", "says", "call") if kind in row)
+        kinds[kind] = kinds.get(kind, 0) + 1
+    assert min(kinds.values()) >= 10
+
+
+def test_training_never_sees_an_exercise_that_is_held_out() -> None:
+    rows = read_rows("tasks_heldout")
+    excluded = frozenset(normalise(row["question"]) for row in rows)
+    assert len(excluded) == len(rows)
+    assert not excluded & {normalise(row["question"]) for row in read_rows("tasks_dev")}
+    tasks, rng = Tasks(Book(), excluded), random.Random(1)
+    drawn = {normalise(m["content"]) for _ in range(2000) for m in tasks.draw(rng).messages}
+    assert not excluded & drawn
+
+
+def test_training_leaves_out_an_exercise_that_is_held_out() -> None:
+    seen = [normalise(Tasks(Book()).draw(random.Random(seed)).messages[0]["content"]) for seed in range(20)]
+    tasks = Tasks(Book(), frozenset(seen))
+    again = [normalise(tasks.draw(random.Random(seed)).messages[0]["content"]) for seed in range(20)]
+    assert not set(seen) & set(again)
 
 
 def test_a_template_stands_for_all_its_wordings() -> None:
