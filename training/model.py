@@ -6,7 +6,7 @@ Shapes: S sequences, T tokens, E hidden, H query heads, G kv heads, D head dim, 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -196,13 +196,3 @@ class Llama(nn.Module):
         angles = torch.outer(torch.arange(tokens).float(), self.shape.rope_theta**-half)
         angles_TD = torch.cat((angles, angles), -1)
         return angles_TD.cos(), angles_TD.sin()
-
-
-def with_tokens(small: Llama, count: int, dropout: float = 0.0) -> Llama:
-    """The same model with that many more tokens, which mean nothing yet."""
-    model = Llama(replace(small.shape, vocab_size=small.shape.vocab_size + count), dropout)
-    weights = small.state_dict()
-    new_VE = model.embed_tokens.weight.detach()[small.shape.vocab_size :]
-    rows_VE = torch.cat((weights["embed_tokens.weight"], new_VE))
-    model.load_state_dict(weights | {"embed_tokens.weight": rows_VE})
-    return model

@@ -23,12 +23,9 @@ class Recipe:
     conversations: int = 100_000
     tokenizer_conversations: int = 20_000
     questions: Pace = Pace(2e-3, dropout=0.05, tokens_per_batch=2048)
-    drill_samples: int = 15_000  # without these, copying is not found in as many steps again
-    drill_share: float = 0.9  # of those samples; the others repeat questions, so that they are not forgotten
-    drills: Pace = Pace(1e-3, dropout=0.0, tokens_per_batch=1024, decay=0.0)
-    task_samples: int = 28_000
-    task_share: float = 0.55
-    tasks: Pace = Pace(1.5e-3, dropout=0.0, tokens_per_batch=1024, decay=0.85)
+    task_samples: int = 14_000
+    task_share: float = 0.55  # of those samples; the others repeat questions, so that they are not forgotten
+    tasks: Pace = Pace(1e-3, dropout=0.0, tokens_per_batch=1024, decay=0.9)
     cut_rate: float = 0.95
     later_cut_rate: float = 0.85
     weight_decay: float = 0.05

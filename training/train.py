@@ -8,7 +8,7 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,15 +21,16 @@ from training.batches import IGNORED, Batch, Encoder, Sample, pack
 from training.dataset import Book, conversations, read_questions, read_rows
 from training.evaluate import Score, score, score_tasks
 from training.export import read_model, write_model
-from training.model import Llama, Shape, with_tokens
+from training.growth import grown
+from training.model import Llama, Shape
 from training.recipe import Pace, Recipe
-from training.tasks import Dialogue, Tasks
+from training.tasks import Tasks
 
 OUT = Path(__file__).parent.parent / "engine" / "builtin" / "model"
 
 
 class Trainer:
-    """The three parts of the training, one after the other.
+    """The two parts of the training, one after the other.
 
     Args:
         recipe: Every number.
@@ -52,41 +53,27 @@ class Trainer:
         self._fit(model, (encoder.sample(c, rng) for c in sampled), recipe.questions, rng, "questions")
         return bpe, model
 
-    def copying(self, bpe: Tokenizer, model: Llama) -> tuple[Tokenizer, Llama]:
-        """The second part: drills, from which the model finds how to copy."""
-        recipe, rng = self._recipe, self._seeded(3)
+    def tasks(self, bpe: Tokenizer, model: Llama) -> tuple[Tokenizer, Llama]:
+        """The second part: the model grows, and learns tools and JSON without forgetting the questions."""
+        recipe = self._recipe
         bpe = tokenizer.for_copying(bpe)
-        model = with_tokens(model, bpe.get_vocab_size() - model.shape.vocab_size, recipe.drills.dropout)
-        samples = self._mixed(self._tasks().drill, recipe.drill_samples, recipe.drill_share, bpe, rng)
-        self._fit(model, samples, recipe.drills, rng, "copying")
+        self._seeded(3)
+        model = grown(model, bpe.get_vocab_size() - model.shape.vocab_size, recipe.tasks.dropout)
+        rng = self._seeded(6)
+        self._fit(model, self._mixed(bpe, rng), recipe.tasks, rng, "tasks")
         return bpe, model
-
-    def tasks(self, bpe: Tokenizer, model: Llama) -> None:
-        """The third part: tools, JSON and questions."""
-        recipe, rng = self._recipe, self._seeded(6)
-        samples = self._mixed(self._tasks().draw, recipe.task_samples, recipe.task_share, bpe, rng)
-        self._fit(model, samples, recipe.tasks, rng, "tasks")
 
     def _seeded(self, offset: int) -> random.Random:
         torch.manual_seed(self._recipe.seed + offset)
         return random.Random(self._recipe.seed + offset + 1)
 
-    def _tasks(self) -> Tasks:
-        return Tasks(self.book, frozenset(normalise(row["question"]) for row in read_rows("tasks_heldout")))
-
-    def _mixed(
-        self,
-        draw: Callable[[random.Random], Dialogue],
-        count: int,
-        share: float,
-        bpe: Tokenizer,
-        rng: random.Random,
-    ) -> Iterator[Sample]:
-        encoder = Encoder(bpe, self._recipe.later_cut_rate)
-        repeated = conversations(self.book, count, rng.randrange(1 << 30), _held_out())
-        for _ in range(count):
-            if rng.random() < share:
-                yield encoder.dialogue(draw(rng), rng)
+    def _mixed(self, bpe: Tokenizer, rng: random.Random) -> Iterator[Sample]:
+        recipe, encoder = self._recipe, Encoder(bpe, self._recipe.later_cut_rate)
+        tasks = Tasks(self.book, frozenset(normalise(row["question"]) for row in read_rows("tasks_heldout")))
+        repeated = conversations(self.book, recipe.task_samples, rng.randrange(1 << 30), _held_out())
+        for _ in range(recipe.task_samples):
+            if rng.random() < recipe.task_share:
+                yield encoder.dialogue(tasks.draw(rng), rng)
             else:
                 yield encoder.sample(next(repeated), rng)
 
@@ -114,8 +101,7 @@ def run(recipe: Recipe, out: Path, checkpoints: Path | None = None, first: Path 
     torch.set_num_threads(recipe.threads)
     torch.set_flush_denormal(True)
     trainer = Trainer(recipe, checkpoints)
-    bpe, model = trainer.copying(*(trainer.questions() if first is None else read_model(first, Shape())))
-    trainer.tasks(bpe, model)
+    bpe, model = trainer.tasks(*(trainer.questions() if first is None else read_model(first, Shape())))
     scores = _report(model, Encoder(bpe, recipe.cut_rate), trainer.book)
     write_model(model, bpe, out)
     card.write(out, *scores, trainer.book, model.shape)
