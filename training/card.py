@@ -32,6 +32,7 @@ def write(folder: Path, score: Score, tasks: Score, book: Book, shape: Shape) ->
         megabytes=size / 1e6,
         vocab=shape.vocab_size,
         new_tokens=shape.vocab_size - Shape().vocab_size,
+        new_heads=(shape.heads - Shape().heads) * shape.layers,
         positions=shape.max_positions,
         right=score.right,
         total=score.total,

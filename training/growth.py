@@ -3,8 +3,8 @@
 To repeat a name, a model looks for the place where what it wrote last stood before, and says what followed
 there. That takes heads in two layers that work together (an induction head, https://arxiv.org/abs/2209.11895).
 Training does not find them in a few thousand steps: after the first layer a token's own embedding is a
-hundredth of the residual stream. So they are put in, with channels of their own. Training refines them, teaches when to
-copy, and mends what the small model says, which they disturb.
+hundredth of the residual stream. So they are put in, with channels of their own. Training refines them, shows
+them when to copy, and mends what the small model says, which they disturb.
 
 Knows: the weights of `model.py`. Does not know: text.
 
