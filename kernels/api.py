@@ -19,7 +19,7 @@ from kernels.copy_blocks import cpu as _copy_blocks_cpu
 from kernels.decode_inputs import reference as _decode_inputs_torch
 from kernels.decoder.cpu import NativeDecoder
 from kernels.decoder.cpu import can_run as _can_run_decoder
-from kernels.kv_format import head_dim_of, kv_width
+from kernels.kv_format import head_dim_of, is_eight_bit, kv_width
 from kernels.linear.linear import linear, pack_linear
 from kernels.linear.quantized import dequantize, pack_quantized, quantize
 from kernels.logprobs import cpu as _logprobs_cpu
@@ -36,6 +36,7 @@ from kernels.types import (
     AttentionBatch,
     DecodeInputs,
     DecoderParams,
+    HeadNorms,
     LayerWeights,
     PackedLinear,
     PenaltyParams,
@@ -48,6 +49,7 @@ __all__ = [
     "AttentionBatch",
     "DecodeInputs",
     "DecoderParams",
+    "HeadNorms",
     "LayerWeights",
     "NativeDecoder",
     "PackedLinear",
@@ -71,6 +73,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rotary",
+    "rotate_and_write",
     "sample",
     "silu_mul",
     "use_threads",
@@ -112,6 +115,7 @@ def paged_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    deterministic: bool = False,
 ) -> Tensor:
     """Attends each new token to its sequence's cached tokens, its own included.
 
@@ -123,6 +127,8 @@ def paged_attention(
         scale: factor of the scores, 1 / sqrt(D) as a rule.
         window: how many positions back a token sees, itself included; 0 for all.
         softcap: `c` of `c * tanh(score / c)`; 0 for none.
+        deterministic: a sequence's result has the same bits whatever else is in the batch. The CPU backends'
+            always has.
 
     Returns:
         A new contiguous `[T, H, D]` tensor. Rows of tokens that belong to no sequence are undefined.
@@ -137,9 +143,11 @@ def paged_attention(
         raise ValueError(f"window and softcap must not be negative, got {window} and {softcap}")
     if q_THD.shape[0] == 0:
         return q_THD.new_empty(q_THD.shape)
-    backend = _triton("paged_attention") if q_THD.is_cuda else _paged_attention_cpu
-    out_THD: Tensor = backend.paged_attention(
-        q_THD, kv_N2GPD, batch, scale=scale, window=window, softcap=softcap
+    asked: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
+    if not q_THD.is_cuda:
+        return _paged_attention_cpu.paged_attention(q_THD, kv_N2GPD, batch, **asked)
+    out_THD: Tensor = _triton("paged_attention").paged_attention(
+        q_THD, kv_N2GPD, batch, **asked, deterministic=deterministic
     )
     return out_THD
 
@@ -147,18 +155,46 @@ def paged_attention(
 def write_kv(k_TGD: Tensor, v_TGD: Tensor, kv_N2GPD: Tensor, slot_T: Tensor) -> None:
     """Stores this step's keys and values in their slots, `block * P + offset`; slot -1 is skipped.
 
-    k and v may be slices of a wider tensor with a contiguous last dim. Where the memory is int8, they are
-    rounded to it here, a factor for each token and head.
+    k and v may be slices of a wider tensor with a contiguous last dim. Where the memory has 8 bits, they
+    are rounded to it here, a factor for each token and head.
     """
-    _check_kv(kv_N2GPD)
-    _check_ids("slots", slot_T)
-    expected = (slot_T.shape[0], kv_N2GPD.shape[2], head_dim_of(kv_N2GPD))
-    for x_TGD in (k_TGD, v_TGD):
-        if x_TGD.shape != expected or x_TGD.stride(2) != 1 or not _goes_with(x_TGD, kv_N2GPD):
-            raise _bad(f"k and v must be {kv_N2GPD.dtype} {expected}, last dim contiguous", x_TGD)
+    _check_write(k_TGD, v_TGD, kv_N2GPD, slot_T)
     if k_TGD.shape[0]:
         backend = _triton("write_kv") if kv_N2GPD.is_cuda else _write_kv_cpu
         backend.write_kv(k_TGD, v_TGD, kv_N2GPD, slot_T)
+
+
+def rotate_and_write(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    cos_sin_MR: Tensor,
+    position_T: Tensor,
+    kv_N2GPD: Tensor,
+    slot_T: Tensor,
+    norms: HeadNorms | None = None,
+) -> Tensor:
+    """Norms queries and keys per head where there are norms, rotates both, stores keys and values.
+
+    Arguments are those of `rotary` and `write_kv`. q and k are used up.
+
+    Returns:
+        The queries for attention, in q's memory or in new.
+    """
+    if q_THD.is_cuda:
+        _check_rotation(q_THD, k_TGD, cos_sin_MR, position_T)
+        _check_write(k_TGD, v_TGD, kv_N2GPD, slot_T)
+        if q_THD.shape[0]:
+            _triton("rotate_and_write").rotate_and_write(
+                q_THD, k_TGD, v_TGD, cos_sin_MR, position_T, kv_N2GPD, slot_T, norms
+            )
+        return q_THD
+    if norms is not None:
+        q_THD = rms_norm(q_THD, norms.q_weight_D, norms.eps, offset=norms.offset)
+        k_TGD = rms_norm(k_TGD, norms.k_weight_D, norms.eps, offset=norms.offset)
+    rotary(q_THD, k_TGD, cos_sin_MR, position_T)
+    write_kv(k_TGD, v_TGD, kv_N2GPD, slot_T)
+    return q_THD
 
 
 def copy_blocks(kv_N2GPD: Tensor, src_: Tensor, dst_: Tensor) -> None:
@@ -235,15 +271,7 @@ def rms_norm(
 
 def rotary(q_THD: Tensor, k_TGD: Tensor, cos_sin_MR: Tensor, position_T: Tensor) -> None:
     """Rotates q and k in place, half-split pairs, by row `position_T[t]` of `cos[R / 2], sin[R / 2]`."""
-    rotary_dim = cos_sin_MR.shape[1]
-    if cos_sin_MR.dtype != torch.float32 or rotary_dim % 2 or not cos_sin_MR.is_contiguous():
-        raise _bad("the table must be contiguous fp32 with an even number of columns", cos_sin_MR)
-    _check_ids("positions", position_T)
-    for x_THD in (q_THD, k_TGD):
-        if x_THD.dim() != 3 or x_THD.stride(2) != 1 or x_THD.dtype != q_THD.dtype:
-            raise _bad("q and k must be [T, heads, D] of one dtype, last dim contiguous", x_THD)
-        if x_THD.shape[0] != position_T.shape[0] or x_THD.shape[2] < rotary_dim:
-            raise _bad("q and k must have a row per position and at least R dims", x_THD, cos_sin_MR)
+    _check_rotation(q_THD, k_TGD, cos_sin_MR, position_T)
     if q_THD.shape[0]:
         backend = _triton("rotary") if q_THD.is_cuda else _rotary_cpu
         backend.rotary(q_THD, k_TGD, cos_sin_MR, position_T)
@@ -327,10 +355,31 @@ def _check_kv(kv_N2GPD: Tensor) -> None:
         raise _bad("KV memory must be contiguous [blocks, 2, kv_heads, block_size, head_dim]", kv_N2GPD)
 
 
+def _check_write(k_TGD: Tensor, v_TGD: Tensor, kv_N2GPD: Tensor, slot_T: Tensor) -> None:
+    _check_kv(kv_N2GPD)
+    _check_ids("slots", slot_T)
+    expected = (slot_T.shape[0], kv_N2GPD.shape[2], head_dim_of(kv_N2GPD))
+    for x_TGD in (k_TGD, v_TGD):
+        if x_TGD.shape != expected or x_TGD.stride(2) != 1 or not _goes_with(x_TGD, kv_N2GPD):
+            raise _bad(f"k and v must be {kv_N2GPD.dtype} {expected}, last dim contiguous", x_TGD)
+
+
+def _check_rotation(q_THD: Tensor, k_TGD: Tensor, cos_sin_MR: Tensor, position_T: Tensor) -> None:
+    rotary_dim = cos_sin_MR.shape[1]
+    if cos_sin_MR.dtype != torch.float32 or rotary_dim % 2 or not cos_sin_MR.is_contiguous():
+        raise _bad("the table must be contiguous fp32 with an even number of columns", cos_sin_MR)
+    _check_ids("positions", position_T)
+    for x_THD in (q_THD, k_TGD):
+        if x_THD.dim() != 3 or x_THD.stride(2) != 1 or x_THD.dtype != q_THD.dtype:
+            raise _bad("q and k must be [T, heads, D] of one dtype, last dim contiguous", x_THD)
+        if x_THD.shape[0] != position_T.shape[0] or x_THD.shape[2] < rotary_dim:
+            raise _bad("q and k must have a row per position and at least R dims", x_THD, cos_sin_MR)
+
+
 def _goes_with(x: Tensor, kv_N2GPD: Tensor) -> bool:
     """Whether keys, values or queries of this dtype can meet that memory."""
-    if kv_N2GPD.dtype == torch.int8:
-        return x.is_floating_point() and not kv_N2GPD.is_cuda
+    if is_eight_bit(kv_N2GPD.dtype):
+        return x.is_floating_point()
     return x.dtype == kv_N2GPD.dtype
 
 

@@ -5,8 +5,8 @@ Shapes are in `kernels/README.md`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class AttentionBatch:
         seq_len_S: int32 context length of each sequence, this step's tokens included.
         num_decodes: how many leading sequences have exactly one query token.
         max_query_len, max_seq_len: host upper bounds, for launch grids and scratch.
+        plans: what a backend derives from the lengths once for all layers. Whoever changes lengths in place
+            or captures the launches in a graph, clears it first.
     """
 
     page_table_SB: Tensor
@@ -30,6 +32,21 @@ class AttentionBatch:
     num_decodes: int
     max_query_len: int
     max_seq_len: int
+    plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMS norms of each query and key head, before the rotation (Qwen 3, Gemma 3).
+
+    Attributes:
+        offset: added to the weights.
+    """
+
+    q_weight_D: Tensor
+    k_weight_D: Tensor
+    eps: float
+    offset: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class Transformer:
 
     Args:
         max_model_len: positions to build rotary tables for.
+        deterministic: a sequence's results are the same bits whatever else is in the batch.
 
     Attributes:
         native: runs all layers in one call on a CPU; None where they run one by one.
@@ -86,14 +87,16 @@ class Transformer:
         weights: ModelWeights,
         max_model_len: int,
         group: TensorGroup | None = None,
+        deterministic: bool = False,
     ) -> None:
         self.spec = spec
+        self.deterministic = deterministic
         self.max_model_len = max_model_len
         self.embed_VE = weights.dense["embed"]
         # In the compute dtype, as the models were trained: sqrt(hidden_size) is not exact in bf16.
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.embed_VE.dtype).item()
         self._lm_head = weights.linear["lm_head"] if spec.lm_head else None
-        builder = _Builder(spec, weights, max_model_len, group or TensorGroup())
+        builder = _Builder(spec, weights, max_model_len, group or TensorGroup(), deterministic)
         self.layers = [builder.layer(index) for index in range(spec.num_layers)]
         self._final_norm = builder.norm("final_norm")
         self.native = builder.native(self.layers, self._final_norm)
@@ -108,6 +111,7 @@ class Transformer:
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Writes this step's keys and values and returns `hidden_TE`, final norm applied."""
+        batch.attention.plans.clear()  # lengths may have changed, and a captured forward must plan for itself
         residual_TE = self._embed(batch.token_id_T)
         if self.native is not None and self.native.takes(batch.kv):
             return self.native(residual_TE, batch.position_T, batch.slot_T, batch.attention, batch.kv)
@@ -132,8 +136,16 @@ class Transformer:
 class _Builder:
     """Puts layers together from the spec and the weights; rotary tables are shared between layers."""
 
-    def __init__(self, spec: ArchSpec, weights: ModelWeights, max_model_len: int, group: TensorGroup) -> None:
+    def __init__(
+        self,
+        spec: ArchSpec,
+        weights: ModelWeights,
+        max_model_len: int,
+        group: TensorGroup,
+        deterministic: bool,
+    ) -> None:
         self._spec = spec
+        self._deterministic = deterministic
         self._weights = weights
         self._group = group
         device = weights.dense["embed"].device
@@ -181,14 +193,18 @@ class _Builder:
             head_dim=spec.head_dim,
             qkv=linear[own + "qkv"],
             o=linear[own + "o"],
-            q_norm=self.norm(own + "q_norm") if spec.qk_norm else None,
-            k_norm=self.norm(own + "k_norm") if spec.qk_norm else None,
+            norms=self._head_norms(own) if spec.qk_norm else None,
             cos_sin_MR=self._tables[spec.ropes[index]],
             scale=spec.query_scale,
             window=spec.windows[index],
             softcap=spec.attention_softcap,
+            deterministic=self._deterministic,
             group=self._group,
         )
+
+    def _head_norms(self, own: str) -> api.HeadNorms:
+        dense, spec = self._weights.dense, self._spec
+        return api.HeadNorms(dense[own + "q_norm"], dense[own + "k_norm"], spec.norm_eps, spec.norm_offset)
 
     def _mlp(self, own: str) -> GatedMLP:
         linear = self._weights.linear
@@ -196,7 +212,7 @@ class _Builder:
 
 
 def _weights(layer: DecoderLayer) -> api.LayerWeights:
-    attention, mlp = layer.attention, layer.mlp
+    attention, mlp, norms = layer.attention, layer.mlp, layer.attention.norms
     return api.LayerWeights(
         qkv=attention.qkv,
         o=attention.o,
@@ -206,8 +222,8 @@ def _weights(layer: DecoderLayer) -> api.LayerWeights:
         attention_out_norm_E=_norm_weight(layer.attention_out_norm),
         mlp_norm_E=layer.mlp_norm.weight_E,
         mlp_out_norm_E=_norm_weight(layer.mlp_out_norm),
-        q_norm_D=_norm_weight(attention.q_norm),
-        k_norm_D=_norm_weight(attention.k_norm),
+        q_norm_D=norms.q_weight_D if norms else None,
+        k_norm_D=norms.k_weight_D if norms else None,
         cos_sin_MR=attention.cos_sin_MR,
         window=attention.window,
     )

@@ -9,22 +9,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.kv_format import dequantize
+from kernels.kv_format import dequantize, is_eight_bit
 from kernels.types import AttentionBatch
 
 
 def gather(kv_N2GPD: Tensor, page_table_B: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
     """Returns K and V of the positions [begin, end) of one sequence as two `[G, end - begin, D]` copies.
 
-    int8 memory comes back as fp32.
+    Memory in 8 bits comes back as fp32.
     """
     block_size = kv_N2GPD.shape[3]
     first, last = begin // block_size, -(-end // block_size)
-    blocks_B2GPD = kv_N2GPD[page_table_B[first:last].long()]
+    eight = is_eight_bit(kv_N2GPD.dtype)
+    stored = kv_N2GPD.view(torch.int8) if eight else kv_N2GPD  # torch does not gather fp8
+    blocks_B2GPD = stored[page_table_B[first:last].long()]
     k_v_2GLD = blocks_B2GPD.permute(1, 2, 0, 3, 4).flatten(2, 3)
     k_v_2GLD = k_v_2GLD[:, :, begin - first * block_size : end - first * block_size]
-    if kv_N2GPD.dtype == torch.int8:
-        k_v_2GLD = dequantize(k_v_2GLD)
+    if eight:
+        k_v_2GLD = dequantize(k_v_2GLD.contiguous().view(kv_N2GPD.dtype))
     return k_v_2GLD[0], k_v_2GLD[1]
 
 

@@ -23,15 +23,17 @@ def paged_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    deterministic: bool = False,
 ) -> Tensor:
     """Attends each new token to its sequence's cached tokens. Rows of no sequence stay uninitialised."""
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    head_dim = q_THD.shape[2]
+    head_dim, dtype, device = q_THD.shape[2], kv_N2GPD.dtype, q_THD.device
     if batch.num_decodes:
-        config = decode_config(head_dim, q_THD.dtype, q_THD.device)
-        decode(q_THD, kv_N2GPD, batch, out_THD, scale, window, softcap, config)
+        shape = decode_config(head_dim, dtype, device, deterministic)
+        decode(q_THD, kv_N2GPD, batch, out_THD, scale, window, softcap, shape)
     if batch.num_decodes < batch.seq_len_S.shape[0]:
-        long = batch.max_query_len * (q_THD.shape[1] // kv_N2GPD.shape[2]) > 64
-        tiling = prefill_config(head_dim, q_THD.dtype, q_THD.device, long)
+        # Other rows in a tile change no bit of a row, but a tile of another size may.
+        long = deterministic or batch.max_query_len * (q_THD.shape[1] // kv_N2GPD.shape[2]) > 64
+        tiling = prefill_config(head_dim, dtype, device, long)
         prefill(q_THD, kv_N2GPD, batch, out_THD, scale, window, softcap, tiling)
     return out_THD

@@ -1,26 +1,27 @@
 """Decode: one query token per sequence. Memory bound: what counts is that every SM streams KV all the time.
 
-Contexts differ by orders of magnitude, so each sequence's tiles are cut into *parts* of about equal size, and
-a program takes one (part, kv head). The cut depends on all lengths, which only the device knows: every
-program derives it again from the length vector (a sum and a scan of a few hundred integers), which costs less
-than a launch and keeps the host, CUDA graphs and the other layers out of it.
-
-    lengths          9   2   5   (tiles)      chunk = 4
-    parts            3   1   2
-    ends             3   4   6                part 4 -> sequence 2, tiles [0, 3)
+Where contexts are long enough to be split, programs take their work from the step's plan (`triton_plan.py`).
+A sequence of one part goes straight to the output. The parts of the others are merged by the program that
+finishes last, or by a second kernel; both sum them in the same order, so that the results are equal bit by
+bit.
 """
 # mypy: ignore-errors
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.kv_format import factors, is_eight_bit
 from kernels.paged_attention.triton_config import DecodeConfig
+from kernels.paged_attention.triton_plan import most_parts, plan
 from kernels.paged_attention.triton_tile import attend
 from kernels.types import AttentionBatch
+
+MERGE_ELEMENTS = tl.constexpr(
+    4096
+)  # of the parts' results that a program holds at a time: 32 registers of 4 warps
 
 
 def decode(
@@ -34,140 +35,96 @@ def decode(
     config: DecodeConfig,
 ) -> None:
     """Fills the rows of the first `num_decodes` tokens of `out_THD`."""
-    groups, block_size, head_dim = kv_N2GPD.shape[2:]
-    heads, sequences = q_THD.shape[1], batch.num_decodes
-    longest_tiles = triton.cdiv(min(batch.max_seq_len, window or batch.max_seq_len), config.tile) + 1
-    splits = longest_tiles > config.min_chunk_tiles
-    target = triton.cdiv(config.target_programs, groups) if splits else 0
-    most_parts = sequences + min(target, sequences * (triton.cdiv(longest_tiles, config.min_chunk_tiles) - 1))
-    part_shape = (most_parts, heads) if splits else (1, 1)
-    part_lse_IH = torch.empty(part_shape, dtype=torch.float32, device=q_THD.device)
-    part_out_IHD = torch.empty((*part_shape, head_dim), dtype=torch.float32, device=q_THD.device)
-    # The scan is as wide as the batch, in powers of four: few kernels to compile, few idle lanes.
-    plan = {
-        "BLOCK_S": max(64, 1 << (2 * triton.cdiv((sequences - 1).bit_length(), 2))),
-        "TILE": config.tile,
-        "MIN_CHUNK": config.min_chunk_tiles,
-        "WINDOW": window > 0,
+    groups, block_size, width = kv_N2GPD.shape[2:]
+    _, heads, head_dim = q_THD.shape
+    items = most_parts(batch, groups, window, config)
+    splits = items > batch.num_decodes
+    if splits:
+        cut = plan(batch, heads, groups, head_dim, window, config)
+        scratch = (cut.work_W8, cut.part_out_WHD, cut.part_lse_WH, cut.arrived_SG)
+    else:
+        scratch = (batch.seq_len_S, out_THD, out_THD, batch.seq_len_S)  # read by none
+    shape = {
+        "GROUP": heads // groups,
+        "G": groups,
+        "D": head_dim,
+        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
     }
-    _decode[(most_parts, groups)](
+    _decode[(items, groups)](
         q_THD,
         kv_N2GPD,
+        factors(kv_N2GPD),
         batch.page_table_SB,
         batch.seq_len_S,
         out_THD,
-        part_out_IHD,
-        part_lse_IH,
+        *scratch,
         q_THD.stride(0),
         q_THD.stride(1),
         batch.page_table_SB.stride(0),
-        sequences,
-        target,
         scale,
         window,
         softcap,
-        GROUP=heads // groups,
-        G=groups,
+        **shape,
         P=block_size,
-        D=head_dim,
+        SLAB=block_size * width,
         BLOCK_M=max(16, triton.next_power_of_2(heads // groups)),
-        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        TILE=config.tile,
+        WINDOW=window > 0,
         SOFTCAP=softcap > 0,
+        EIGHT=is_eight_bit(kv_N2GPD.dtype),
         SPLITS=splits,
-        **plan,
+        MERGES=config.last_merges,
         num_warps=config.warps,
         num_stages=config.stages,
     )
-    if splits:
-        _merge[(sequences, heads)](
-            part_out_IHD,
-            part_lse_IH,
-            batch.seq_len_S,
-            out_THD,
-            sequences,
-            target,
-            window,
-            H=heads,
-            D=head_dim,
-            BLOCK_D=triton.next_power_of_2(head_dim),
-            BLOCK_I=16,
-            **plan,
-            num_warps=4,
-        )
+    if splits and not config.last_merges:
+        _merge[(items, groups)](*scratch[:3], out_THD, **shape, num_warps=4)
 
 
-@triton.jit
-def _parts(
-    seq_len_ptr,
-    sequences,
-    target,
-    window,
-    BLOCK_S: tl.constexpr,
-    TILE: tl.constexpr,
-    MIN_CHUNK: tl.constexpr,
-    WINDOW: tl.constexpr,
-):
-    """Returns, for each sequence, its number of tiles, of parts, and of parts up to and with it.
-
-    Parts sum to at most `sequences + target`. An empty sequence has one part, which writes its zeros.
-    """
-    s = tl.arange(0, BLOCK_S)
-    length = tl.load(seq_len_ptr + s, mask=s < sequences, other=0)
-    tiles = tl.cdiv(length, TILE)
-    if WINDOW:
-        tiles -= tl.maximum(length - window, 0) // TILE
-    chunk = tl.maximum(tl.cdiv(tl.sum(tiles, axis=0), target), MIN_CHUNK)
-    parts = tl.where(s < sequences, tl.maximum(tl.cdiv(tiles, chunk), 1), 0)
-    return tiles, parts, tl.cumsum(parts, axis=0)
-
-
-@triton.jit(do_not_specialize=["table_stride", "sequences", "target", "scale", "window", "softcap"])
+@triton.jit(do_not_specialize=["table_stride", "scale", "window", "softcap"])
 def _decode(
     q_ptr,
     kv_ptr,
+    factor_ptr,
     table_ptr,
     seq_len_ptr,
     out_ptr,
+    work_ptr,
     part_out_ptr,
     part_lse_ptr,
+    arrived_ptr,
     q_stride_t,
     q_stride_h,
     table_stride,
-    sequences,
-    target,
     scale,
     window,
     softcap,
     GROUP: tl.constexpr,
     G: tl.constexpr,
-    P: tl.constexpr,
     D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    P: tl.constexpr,
+    SLAB: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     TILE: tl.constexpr,
-    MIN_CHUNK: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    EIGHT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    MERGES: tl.constexpr,
 ):
     item, g = tl.program_id(0), tl.program_id(1)
-    seq, part, parts = item, 0, 1
     if SPLITS:
-        _, parts_S, ends_S = _parts(seq_len_ptr, sequences, target, window, BLOCK_S, TILE, MIN_CHUNK, WINDOW)
-        s = tl.arange(0, BLOCK_S)
-        seq = tl.sum((ends_S <= item).to(tl.int32), axis=0)
-        if seq >= BLOCK_S:
+        seq, first_tile, end_tile, first_item, parts = _read_work(work_ptr, item)
+        if parts == 0:
             return
-        parts = tl.sum(tl.where(s == seq, parts_S, 0), axis=0)
-        part = item - tl.sum(tl.where(s == seq, ends_S - parts_S, 0), axis=0)
-    length = tl.load(seq_len_ptr + seq)
-    first_tile = 0
-    if WINDOW:
-        first_tile = tl.maximum(length - window, 0) // TILE
-    last_tile = tl.cdiv(length, TILE)
-    part_tiles = tl.cdiv(last_tile - first_tile, parts)
-    first_tile += part * part_tiles
+        length = tl.load(seq_len_ptr + seq)
+    else:
+        seq, first_tile, first_item, parts = item, 0, item, 1
+        length = tl.load(seq_len_ptr + seq)
+        end_tile = tl.cdiv(length, TILE)
+        if WINDOW:
+            first_tile = tl.maximum(length - window, 0) // TILE
 
     r, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     row_mask = (r < GROUP)[:, None] & (d < D)[None, :]
@@ -179,23 +136,26 @@ def _decode(
         tl.zeros((BLOCK_M,), tl.float32),
         tl.full((BLOCK_M,), float("-inf"), tl.float32),
         q,
-        kv_ptr + g * (P * D),
+        kv_ptr + g * SLAB,
+        factor_ptr + g * SLAB // 4,
         table_ptr + seq.to(tl.int64) * table_stride,
         tl.zeros((BLOCK_M,), tl.int32) + (length - 1),
         length - 1,
         length - 1,
         first_tile,
-        tl.minimum(first_tile + part_tiles, last_tile),
+        end_tile,
         scale,
         window,
         softcap,
         G,
         P,
         D,
+        SLAB,
         BLOCK_D,
         TILE,
         WINDOW,
         SOFTCAP,
+        EIGHT,
     )
     y = acc / tl.where(norm == 0.0, 1.0, norm)[:, None]
     if parts == 1:
@@ -205,47 +165,83 @@ def _decode(
         row = item.to(tl.int64) * (G * GROUP) + head
         tl.store(part_out_ptr + row[:, None] * D + d[None, :], y, mask=row_mask)
         tl.store(part_lse_ptr + row, top + tl.log2(norm), mask=r < GROUP)
+        if MERGES:
+            # All threads have stored before one of them says so; whoever reads the last "done" sees it all.
+            tl.debug_barrier()
+            done = tl.atomic_add(arrived_ptr + seq * G + g, 1, sem="acq_rel", scope="gpu")
+            if done == parts - 1:
+                tl.debug_barrier()
+                tl.store(arrived_ptr + seq * G + g, 0)
+                _average(part_out_ptr, part_lse_ptr, out_ptr, seq, g, first_item, parts, GROUP, G, D, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["sequences", "target", "window"])
+@triton.jit
 def _merge(
+    work_ptr,
     part_out_ptr,
     part_lse_ptr,
-    seq_len_ptr,
     out_ptr,
-    sequences,
-    target,
-    window,
-    H: tl.constexpr,
+    GROUP: tl.constexpr,
+    G: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    TILE: tl.constexpr,
-    MIN_CHUNK: tl.constexpr,
-    WINDOW: tl.constexpr,
 ):
-    """Averages the parts of one (sequence, head), weighted by their sums of exponentials."""
-    seq, head = tl.program_id(0), tl.program_id(1)
-    _, parts_S, ends_S = _parts(seq_len_ptr, sequences, target, window, BLOCK_S, TILE, MIN_CHUNK, WINDOW)
-    is_seq = tl.arange(0, BLOCK_S) == seq
-    parts = tl.sum(tl.where(is_seq, parts_S, 0), axis=0)
-    if parts == 1:
-        return
-    end = tl.sum(tl.where(is_seq, ends_S, 0), axis=0)
-    d = tl.arange(0, BLOCK_D)
-    acc = tl.zeros((BLOCK_D,), tl.float32)
-    norm, top = 0.0, float("-inf")
-    for start in range(end - parts, end, BLOCK_I):
+    """Averages the parts of a (sequence, kv head): the program of its first item does."""
+    item, g = tl.program_id(0), tl.program_id(1)
+    seq, _, _, first_item, parts = _read_work(work_ptr, item)
+    if (parts > 1) & (item == first_item):
+        _average(part_out_ptr, part_lse_ptr, out_ptr, seq, g, first_item, parts, GROUP, G, D, BLOCK_D)
+
+
+@triton.jit
+def _read_work(work_ptr, item):
+    at = work_ptr + item * 8
+    return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4)
+
+
+@triton.jit
+def _average(
+    part_out_ptr,
+    part_lse_ptr,
+    out_ptr,
+    seq,
+    g,
+    first_item,
+    parts,
+    GROUP: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Writes the mean of a kv head's parts, weighted by their sums of exponentials, a block of parts at a
+    time.
+
+    Reads past the L1 cache, which does not know what other SMs wrote.
+    """
+    HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
+    BLOCK_I: tl.constexpr = max(1, MERGE_ELEMENTS // (HEADS * BLOCK_D))
+    r, d = tl.arange(0, HEADS), tl.arange(0, BLOCK_D)
+    head = g * GROUP + r
+    acc = tl.zeros((HEADS, BLOCK_D), tl.float32)
+    norm = tl.zeros((HEADS,), tl.float32)
+    top = tl.full((HEADS,), float("-inf"), tl.float32)
+    for start in range(0, parts, BLOCK_I):
         i = start + tl.arange(0, BLOCK_I)
-        row = i.to(tl.int64) * H + head
-        lse = tl.load(part_lse_ptr + row, mask=i < end, other=float("-inf"))
-        mask = (i < end)[:, None] & (d < D)[None, :]
-        part = tl.load(part_out_ptr + row[:, None] * D + d[None, :], mask=mask, other=0.0)
+        row = (first_item + i).to(tl.int64)[:, None] * (G * GROUP) + head[None, :]
+        mask = (i < parts)[:, None] & (r < GROUP)[None, :]
+        lse = tl.load(part_lse_ptr + row, mask=mask, other=float("-inf"), cache_modifier=".cg")
+        part = tl.load(
+            part_out_ptr + row[:, :, None] * D + d[None, None, :],
+            mask=mask[:, :, None] & (d < D)[None, None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
         higher = tl.maximum(top, tl.max(lse, axis=0))
-        weight, shrink = tl.exp2(lse - higher), tl.exp2(top - higher)
-        acc = acc * shrink + tl.sum(part * weight[:, None], axis=0)
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # rows past the group
+        weight, shrink = tl.exp2(lse - base[None, :]), tl.exp2(top - base)
+        acc = acc * shrink[:, None] + tl.sum(part * weight[:, :, None], axis=0)
         norm = norm * shrink + tl.sum(weight, axis=0)
         top = higher
-    out_at = (seq.to(tl.int64) * H + head) * D + d
-    tl.store(out_ptr + out_at, (acc / norm).to(out_ptr.dtype.element_ty), mask=d < D)
+    out_at = (seq.to(tl.int64) * (G * GROUP) + head[:, None]) * D + d[None, :]
+    y = acc / tl.where(norm == 0.0, 1.0, norm)[:, None]
+    tl.store(out_ptr + out_at, y.to(out_ptr.dtype.element_ty), mask=(r < GROUP)[:, None] & (d < D)[None, :])

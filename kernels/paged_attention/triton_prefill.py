@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.kv_format import factors, is_eight_bit
 from kernels.paged_attention.triton_config import PrefillConfig
 from kernels.paged_attention.triton_tile import attend
 from kernels.types import AttentionBatch
@@ -28,7 +29,8 @@ def prefill(
     config: PrefillConfig,
 ) -> None:
     """Fills the rows of `out_THD` of the sequences after the first `num_decodes`."""
-    groups, block_size, head_dim = kv_N2GPD.shape[2:]
+    groups, block_size, width = kv_N2GPD.shape[2:]
+    head_dim = q_THD.shape[2]
     group = q_THD.shape[1] // groups
     block_m = max(config.rows, triton.next_power_of_2(group))
     skipped, sequences = batch.num_decodes, batch.seq_len_S.shape[0]
@@ -37,6 +39,7 @@ def prefill(
     _prefill[(groups, tiles)](
         q_THD,
         kv_N2GPD,
+        factors(kv_N2GPD),
         batch.page_table_SB,
         batch.query_start_S1,
         batch.seq_len_S,
@@ -53,12 +56,14 @@ def prefill(
         G=groups,
         P=block_size,
         D=head_dim,
+        SLAB=block_size * width,
         BLOCK_M=block_m,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_S=max(64, 1 << (2 * triton.cdiv((sequences - skipped - 1).bit_length(), 2))),
         TILE=config.tile,
         WINDOW=window > 0,
         SOFTCAP=softcap > 0,
+        EIGHT=is_eight_bit(kv_N2GPD.dtype),
         num_warps=config.warps,
         num_stages=config.stages,
     )
@@ -68,6 +73,7 @@ def prefill(
 def _prefill(
     q_ptr,
     kv_ptr,
+    factor_ptr,
     table_ptr,
     query_start_ptr,
     seq_len_ptr,
@@ -84,12 +90,14 @@ def _prefill(
     G: tl.constexpr,
     P: tl.constexpr,
     D: tl.constexpr,
+    SLAB: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):
     TOKENS: tl.constexpr = BLOCK_M // GROUP
     g = tl.program_id(0)
@@ -121,7 +129,8 @@ def _prefill(
         tl.zeros((BLOCK_M,), tl.float32),
         tl.full((BLOCK_M,), float("-inf"), tl.float32),
         q,
-        kv_ptr + g * (P * D),
+        kv_ptr + g * SLAB,
+        factor_ptr + g * SLAB // 4,
         table_ptr + seq.to(tl.int64) * table_stride,
         token + shift,
         first + shift,
@@ -134,10 +143,12 @@ def _prefill(
         G,
         P,
         D,
+        SLAB,
         BLOCK_D,
         TILE,
         WINDOW,
         SOFTCAP,
+        EIGHT,
     )
     y = acc / tl.where(norm == 0.0, 1.0, norm)[:, None]
     out_at = (token.to(tl.int64)[:, None] * (G * GROUP) + head[:, None]) * D + d[None, :]

@@ -2,6 +2,9 @@
 
 A kernel's rows are (token, query head) pairs that share one kv head. Scores are kept in base 2: `exp2` is the
 GPU's instruction, and log2(e) goes into the scale.
+
+A slab, the rows of one (block, head), is P rows of D elements; in 8 bits their P factors in fp32 follow, so
+that rows stay 16-byte aligned. A key's factor goes into its column of scores, a value's into its weight.
 """
 # mypy: ignore-errors
 
@@ -20,6 +23,7 @@ def attend(
     top,
     q,
     kv_ptr,
+    factor_ptr,
     table_ptr,
     row_position,
     first_position,
@@ -32,10 +36,12 @@ def attend(
     G: tl.constexpr,
     P: tl.constexpr,
     D: tl.constexpr,
+    SLAB: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):
     """Adds the tiles [tile_begin, tile_end) to the running (acc, norm, top) of rows of one sequence.
 
@@ -53,16 +59,19 @@ def attend(
         full_begin = tl.maximum(tl.cdiv(tl.maximum(last_position - window + 1, 0), TILE), tile_begin)
         full_begin = tl.minimum(full_begin, full_end)
         acc, norm, top = _tiles(
-            acc, norm, top, q, kv_ptr, table_ptr, row_position, lowest, last_position, tile_begin, full_begin,
-            scale, window, softcap, G, P, D, BLOCK_D, TILE, WINDOW, SOFTCAP, MASKED=True,
+            acc, norm, top, q, kv_ptr, factor_ptr, table_ptr, row_position, lowest, last_position,
+            tile_begin, full_begin, scale, window, softcap,
+            G, P, D, SLAB, BLOCK_D, TILE, WINDOW, SOFTCAP, EIGHT, MASKED=True,
         )  # fmt: skip
     acc, norm, top = _tiles(
-        acc, norm, top, q, kv_ptr, table_ptr, row_position, lowest, last_position, full_begin, full_end,
-        scale, window, softcap, G, P, D, BLOCK_D, TILE, WINDOW, SOFTCAP, MASKED=False,
+        acc, norm, top, q, kv_ptr, factor_ptr, table_ptr, row_position, lowest, last_position,
+        full_begin, full_end, scale, window, softcap,
+        G, P, D, SLAB, BLOCK_D, TILE, WINDOW, SOFTCAP, EIGHT, MASKED=False,
     )  # fmt: skip
     acc, norm, top = _tiles(
-        acc, norm, top, q, kv_ptr, table_ptr, row_position, lowest, last_position, full_end, tile_end,
-        scale, window, softcap, G, P, D, BLOCK_D, TILE, WINDOW, SOFTCAP, MASKED=True,
+        acc, norm, top, q, kv_ptr, factor_ptr, table_ptr, row_position, lowest, last_position,
+        full_end, tile_end, scale, window, softcap,
+        G, P, D, SLAB, BLOCK_D, TILE, WINDOW, SOFTCAP, EIGHT, MASKED=True,
     )  # fmt: skip
     return acc, norm, top
 
@@ -74,6 +83,7 @@ def _tiles(
     top,
     q,
     kv_ptr,
+    factor_ptr,
     table_ptr,
     row_position,
     lowest,
@@ -86,10 +96,12 @@ def _tiles(
     G: tl.constexpr,
     P: tl.constexpr,
     D: tl.constexpr,
+    SLAB: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    EIGHT: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     # The table is read one tile ahead: the reads of K and V must not wait for it.
@@ -99,12 +111,17 @@ def _tiles(
         # Only slots of the sequence that some row sees are read: others may hold NaN, and 0 * NaN is NaN.
         readable = (position >= lowest) & (position <= last_position)
         # 64 bits, for a layer's memory can pass 2^31 elements.
-        offset = block.to(tl.int64) * (2 * G * P * D) + (position % P) * D
+        slab = block.to(tl.int64) * (2 * G * SLAB)
         block = _blocks(table_ptr, tile + 1, end, lowest, last_position, P, TILE)
         d = tl.arange(0, BLOCK_D)
-        at = offset[:, None] + d[None, :]
+        at = (slab + (position % P) * D)[:, None] + d[None, :]
+        factor_at = (slab + P * D) // 4 + position % P
         k = _load(kv_ptr + at, readable, d, D, BLOCK_D, MASKED)
+        if EIGHT:
+            k = k.to(tl.float32).to(q.dtype)
         score = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if EIGHT:
+            score *= _factors(factor_ptr + factor_at, readable, MASKED)[None, :]
         if SOFTCAP:
             score = _softcap(score * scale, softcap) * LOG2E
         else:
@@ -121,9 +138,12 @@ def _tiles(
             base = tl.where(higher == float("-inf"), 0.0, higher)
         weight = tl.exp2(score - base[:, None])
         shrink = tl.exp2(top - base)
-        v = _load(kv_ptr + G * P * D + at, readable, d, D, BLOCK_D, MASKED)
-        acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         norm = norm * shrink + tl.sum(weight, axis=1)
+        v = _load(kv_ptr + G * SLAB + at, readable, d, D, BLOCK_D, MASKED)
+        if EIGHT:
+            v = v.to(tl.float32).to(q.dtype)
+            weight *= _factors(factor_ptr + G * SLAB // 4 + factor_at, readable, MASKED)[None, :]
+        acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         top = higher
     return acc, norm, top
 
@@ -151,6 +171,15 @@ def _load(at, readable, d, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.co
     else:
         x = tl.load(at)
     return x
+
+
+@triton.jit
+def _factors(at, readable, MASKED: tl.constexpr):
+    if MASKED:
+        factor = tl.load(at, mask=readable, other=0.0)
+    else:
+        factor = tl.load(at)
+    return factor
 
 
 @triton.jit

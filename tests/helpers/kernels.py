@@ -1,7 +1,7 @@
 """What the kernel tests share: paged cases with poison around the data, a dense fp64 oracle, tolerances.
 
-Also mends Triton's interpreter, which multiplies bf16 operands as the integers that hold them and truncates
-where hardware rounds to nearest.
+Also mends Triton's interpreter, which multiplies bf16 operands as the integers that hold them, truncates
+where hardware rounds to nearest, and rounds fp8 wrongly.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
+from kernels.kv_format import FACTOR_BYTES, dequantize, head_dim_of, kv_width, quantize
 from kernels.types import AttentionBatch, SampleParams
 
 NAN = float("nan")
@@ -111,6 +113,35 @@ def paged_case(
     return PagedCase(q_THD.to(dtype).to(device), kv_N2GPD.to(dtype).to(device), batch, k_GLD, v_GLD)
 
 
+def slab_rows(kv_N2GPD: Tensor) -> Tensor:
+    """Rows of D + 4 bytes, as `kv_format.quantize` makes them, of slabs whose factors are at their end."""
+    n, two, g, p, _ = kv_N2GPD.shape
+    d = head_dim_of(kv_N2GPD)
+    slab_N2GX = kv_N2GPD.view(torch.int8).reshape(n, two, g, -1)
+    values = slab_N2GX[..., : p * d].reshape(n, two, g, p, d)
+    factors = slab_N2GX[..., p * d :].reshape(n, two, g, p, FACTOR_BYTES)
+    return torch.cat((values, factors), -1).view(kv_N2GPD.dtype)
+
+
+def in_eight_bits(case: PagedCase, memory: torch.dtype) -> PagedCase:
+    """The case with memory as the Triton kernels keep it in 8 bits, and dense tensors of what that holds.
+
+    Slots that hold no token have a factor of NaN, and so poison whatever reads them.
+    """
+    rows_N2GPW = quantize(case.kv_N2GPD, memory).view(torch.int8)
+    n, two, g, p, d = case.kv_N2GPD.shape
+    values, factors = rows_N2GPW[..., :d], rows_N2GPW[..., d:]
+    slab = torch.cat((values.reshape(n, two, g, -1), factors.reshape(n, two, g, -1)), -1)
+    kv_N2GPD = slab.view(n, two, g, p, kv_width(d, memory)).view(memory)
+
+    def rounded(x_GLD: Tensor) -> Tensor:
+        return dequantize(quantize(x_GLD, memory)).to(case.q_THD.dtype)
+
+    return PagedCase(
+        case.q_THD, kv_N2GPD, case.batch, [rounded(k) for k in case.k_GLD], [rounded(v) for v in case.v_GLD]
+    )
+
+
 def assert_as_good(got: Tensor, exact: Tensor, plain: Tensor, atol: float = 1e-6) -> None:
     """Fails unless `got` is at most twice as far from the fp64 result as plain torch in the same dtype."""
     assert torch.isfinite(got).all(), "a value that was never written, or came from poisoned memory"
@@ -165,7 +196,7 @@ def sample_params(
 
 
 def mend_interpreter() -> None:
-    """Gives Triton's interpreter bf16 products and round-to-nearest bf16 casts."""
+    """Gives Triton's interpreter bf16 products and round-to-nearest casts to bf16 and fp8."""
     import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -178,7 +209,14 @@ def mend_interpreter() -> None:
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
         return np.where(np.isnan(data), np.uint16(0x7FC0), rounded)
 
+    def as_fp8(data: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(data.astype(np.float32)).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+    def from_fp8(data: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(data.copy()).view(torch.float8_e4m3fn).float().numpy()
+
     stock_cast, stock_dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+    stock_fp_to_fp = InterpreterBuilder.create_fp_to_fp
     if getattr(stock_cast, "mended", False):
         return
 
@@ -195,6 +233,34 @@ def mend_interpreter() -> None:
             a, b = (TensorHandle(widen(x.data), tl.float32) for x in (a, b))
         return stock_dot(self, a, b, d, input_precision, max_num_imprecise_acc)
 
+    def create_fp_to_fp(self, src, dst_type, rounding_mode):  # type: ignore[no-untyped-def]
+        source, target = src.dtype.scalar, dst_type.scalar
+        if (source, target) == (tl.float32, tl.float8e4nv):
+            return TensorHandle(as_fp8(src.data), target)
+        if (source, target) == (tl.float8e4nv, tl.float32):
+            return TensorHandle(from_fp8(src.data), target)
+        return stock_fp_to_fp(self, src, dst_type, rounding_mode)
+
+    InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
     cast_impl.mended = True  # type: ignore[attr-defined]
     InterpreterBuilder.cast_impl = cast_impl
     InterpreterBuilder.create_dot = create_dot
+
+
+def multiply_rows_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the interpreter's products of a row the same bits wherever in a tile it lies, as hardware's are.
+
+    numpy's are not: BLAS sums the rows at a tile's edge in another order.
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_dot(self, a, b, d, *_how):  # type: ignore[no-untyped-def]
+        x, y = (
+            (self.cast_impl(side, tl.float32) if side.dtype.scalar == tl.bfloat16 else side).data
+            for side in (a, b)
+        )
+        return TensorHandle(np.einsum("mk,kn->mn", x, y, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)

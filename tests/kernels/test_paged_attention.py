@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from kernels.paged_attention import reference
-from tests.helpers.kernels import PagedCase, assert_as_good, paged_case, poisoned_memory
+from tests.helpers.kernels import (
+    PagedCase,
+    assert_as_good,
+    in_eight_bits,
+    multiply_rows_alike,
+    paged_case,
+    poisoned_memory,
+)
 
 # Lengths around block borders; decodes first, then whole prompts and chunks over a cached prefix.
 P = 16
@@ -43,7 +50,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     stock = triton.decode_config
 
     def config(*args: object) -> object:
-        return dataclasses.replace(stock(*args), tile=16, min_chunk_tiles=1, target_programs=11)
+        return dataclasses.replace(stock(*args), tile=16, min_chunk_tokens=16, target_programs=11)
 
     monkeypatch.setattr(triton, "decode_config", config)
 
@@ -102,6 +109,117 @@ def test_soft_cap(device: str, small_parts: None, window: int) -> None:
     check(case, window=window, softcap=2.0, atol=3e-6)
 
 
+@pytest.mark.parametrize("memory", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize(("head_dim", "block_size", "window"), [(32, 16, 0), (80, 64, 20), (128, 32, 0)])
+def test_memory_in_8_bits(
+    device: str, small_parts: None, memory: torch.dtype, head_dim: int, block_size: int, window: int
+) -> None:
+    case = paged_case(
+        **MIXED, heads=4, groups=2, head_dim=head_dim, block_size=block_size, window=window,
+        dtype=torch.bfloat16, device=device,
+    )  # fmt: skip
+    # What the memory holds has 8 bits; a weight times its value's factor is rounded to bf16 once more.
+    check(in_eight_bits(case, memory), window=window, atol=4e-3)
+
+
+@pytest.mark.parametrize("window", [0, 40])
+def test_the_last_part_merges_as_a_second_kernel_would(
+    device: str, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernels.paged_attention import triton
+
+    stock = triton.decode_config
+    case = paged_case([130, 1, 17, 60], [1] * 4, heads=3, groups=1, window=window, device=device)
+    results = []
+    for last_merges in (True, False):
+        options = {"tile": 16, "min_chunk_tokens": 16, "target_programs": 40, "last_merges": last_merges}
+        monkeypatch.setattr(
+            triton, "decode_config", lambda *args, o=options: dataclasses.replace(stock(*args), **o)
+        )
+        case.batch.plans.clear()
+        with poisoned_memory():
+            for _ in range(2):  # the second time as the next layer, with counters that the first has left
+                got = triton.paged_attention(case.q_THD, case.kv_N2GPD, case.batch, scale=0.2, window=window)
+        results.append(got)
+    assert torch.isfinite(results[0]).all()
+    assert torch.equal(*results)
+
+
+def test_a_step_is_planned_once(device: str, small_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernels.paged_attention import triton, triton_plan
+
+    made = []
+    stock = triton_plan._make_plan
+    monkeypatch.setattr(triton_plan, "_make_plan", lambda *args: made.append(args) or stock(*args))
+    case = paged_case([70, 20], [1, 1], heads=2, groups=1, device=device)
+    for window in (0, 64, 0, 64):
+        triton.paged_attention(case.q_THD, case.kv_N2GPD, case.batch, scale=0.2, window=window)
+    assert len(made) == 2, "a plan for each window, whatever the number of layers"
+
+
+def alone(case: PagedCase, s: int) -> PagedCase:
+    """One sequence of a batch by itself, over the same memory."""
+    batch = case.batch
+    first, end = batch.query_start_S1[s : s + 2].tolist()
+    length = batch.seq_len_S[s : s + 1]
+    own = dataclasses.replace(
+        batch,
+        page_table_SB=batch.page_table_SB[s : s + 1],
+        query_start_S1=torch.tensor([0, end - first], dtype=torch.int32, device=length.device),
+        seq_len_S=length,
+        num_decodes=int(s < batch.num_decodes),
+        max_query_len=end - first,
+        max_seq_len=int(length),
+    )
+    return PagedCase(case.q_THD[first:end], case.kv_N2GPD, own, [case.k_GLD[s]], [case.v_GLD[s]])
+
+
+def test_deterministic_results_do_not_depend_on_the_batch(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernels.paged_attention import triton, triton_config
+
+    multiply_rows_alike(monkeypatch)
+    monkeypatch.setattr(triton_config, "OWN_CHUNK_TOKENS", 64)
+    triton_config.decode_config.cache_clear()
+    case = paged_case(
+        [400, 3, 210, 65, 70, 40], [1, 1, 1, 1, 40, 5], heads=4, groups=2, block_size=64,
+        dtype=torch.bfloat16, device=device,
+    )  # fmt: skip
+    exact, plain = (case.dense(0.2, 0, 0.0, d) for d in (torch.float64, torch.bfloat16))
+    together = triton.paged_attention(case.q_THD, case.kv_N2GPD, case.batch, scale=0.2, deterministic=True)
+    assert_as_good(together, exact, plain, 1e-4)
+    starts = case.batch.query_start_S1.tolist()
+    for s in range(len(starts) - 1):
+        own = alone(case, s)
+        got = triton.paged_attention(own.q_THD, own.kv_N2GPD, own.batch, scale=0.2, deterministic=True)
+        assert torch.equal(got, together[starts[s] : starts[s + 1]]), f"sequence {s}"
+    triton_config.decode_config.cache_clear()
+
+
+def test_deterministic_prompts_do_not_depend_on_their_chunks(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernels.paged_attention import triton
+
+    multiply_rows_alike(monkeypatch)
+    case = paged_case([150], [150], heads=4, groups=2, block_size=64, dtype=torch.bfloat16, device=device)
+    whole = triton.paged_attention(case.q_THD, case.kv_N2GPD, case.batch, scale=0.2, deterministic=True)
+    for begin, end in ((0, 37), (37, 100), (100, 101), (101, 150)):
+        ends = torch.tensor([0, end - begin, end], dtype=torch.int32, device=device)
+        batch = dataclasses.replace(
+            case.batch,
+            query_start_S1=ends[:2],
+            seq_len_S=ends[2:],
+            max_query_len=end - begin,
+            max_seq_len=end,
+        )
+        got = triton.paged_attention(
+            case.q_THD[begin:end], case.kv_N2GPD, batch, scale=0.2, deterministic=True
+        )
+        assert torch.equal(got, whole[begin:end]), f"tokens {begin} to {end}"
+
+
 def test_parts_of_unequal_contexts(device: str, small_parts: None) -> None:
     lengths = [300, 1, 17, 150, 5]
     check(paged_case(lengths, [1] * 5, heads=8, groups=2, block_size=32, device=device))
@@ -113,7 +231,7 @@ def test_more_parts_than_one_turn_of_the_merge(device: str, monkeypatch: pytest.
     config = dataclasses.replace(
         triton.decode_config(32, torch.float32, torch.device(device)),
         tile=16,
-        min_chunk_tiles=1,
+        min_chunk_tokens=16,
         target_programs=100,
     )
     monkeypatch.setattr(triton, "decode_config", lambda *_: config)
@@ -239,6 +357,7 @@ def test_a_captured_graph_serves_other_lengths() -> None:
     batch = dataclasses.replace(case.batch, seq_len_S=lengths_S)
     lengths_S.fill_(1)
     triton.paged_attention(case.q_THD, case.kv_N2GPD, batch, scale=0.1)
+    batch.plans.clear()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out_THD = triton.paged_attention(case.q_THD, case.kv_N2GPD, batch, scale=0.1)
