@@ -32,8 +32,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from kernels.kv_format import kv_width
+from kernels.linear import triton as triton_linear
 from kernels.paged_attention import triton_config
-from kernels.types import AttentionBatch, HeadNorms, PenaltyParams, SampleParams
+from kernels.types import AttentionBatch, HeadNorms, PenaltyParams, QuantizedWeight, SampleParams
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 INSTRUCTIONS = re.compile(r"\b(HGMMA|HMMA|LDL|STL|LDGSTS\.E\.[A-Z.]*128|LDGSTS|LDG\.E\.[A-Z.]*128|LDG)\b")
@@ -156,6 +157,29 @@ def rotate_and_write(
     )
 
 
+def linear(rows: int, bits: int, group: int = 0, *, floats: bool = False, fixed: bool = False) -> None:
+    """A product with a weight in few bits, or in a fixed order, of an 8B model's size."""
+    from kernels.linear import triton
+
+    outputs, inputs = 6144, 4096
+    x_TI = torch.zeros(rows, inputs, dtype=BF16)
+    if bits == 16:
+        packed = triton.pack_16_bits(torch.zeros(outputs, inputs, dtype=BF16), None)
+    else:
+        values = torch.zeros(outputs, inputs, dtype=FP8 if floats else INT8)
+        scales = torch.zeros(outputs, inputs // group if group else 1)
+        zeros = torch.zeros(scales.shape, dtype=INT8) if group else None
+        packed = triton.pack(QuantizedWeight(bits, values, scales, zeros), x_TI[0, :1], fixed)
+    triton.linear(x_TI, packed)
+
+
+def round_rows() -> None:
+    """Inputs of a product in fp8."""
+    from kernels.linear.triton_round import round_rows
+
+    round_rows(torch.zeros(2, 14336, dtype=BF16))
+
+
 def small_ops() -> None:
     """What is the same for every model, at an 8B model's sizes."""
     from kernels.copy_blocks.triton import copy_blocks
@@ -195,7 +219,11 @@ def quick_cases(arch: int) -> Iterator[Case]:
     yield "D128 deterministic", bind(attention, 128, 4, queries=(1,), deterministic=True)
     yield "D128 norms", bind(rotate_and_write, 128, norms=True)
     yield "D128 int8 norms", bind(rotate_and_write, 128, memory=INT8, norms=True)
+    yield "int4 g128, 1 row", bind(linear, 1, 4, 128)
+    yield "int4 g128, 512 rows", bind(linear, 512, 4, 128)
+    yield "fixed order, 32 rows", bind(linear, 32, 16)
     if arch >= 89:
+        yield "fp8 rows", round_rows
         yield "D128 fp8", bind(attention, 128, 4, memory=FP8)
         yield "D128 fp8 norms", bind(rotate_and_write, 128, memory=FP8, norms=True)
     yield "small ops", small_ops
@@ -226,6 +254,17 @@ def all_cases(arch: int) -> Iterator[Case]:
         yield f"D{head_dim} softcap", bind(attention, head_dim, 2, softcap=50.0)
         yield f"D{head_dim} fp16", bind(attention, head_dim, 4, dtype=FP16)
         yield f"D{head_dim} deterministic", bind(attention, head_dim, 4, queries=(1, 512), deterministic=True)
+    for rows in (1, 32, 64, 512):
+        for group in (32, 64, 128):
+            yield f"int4 g{group}, {rows} rows", bind(linear, rows, 4, group)
+        yield f"int8, {rows} rows", bind(linear, rows, 8)
+        yield f"int8 g128, {rows} rows", bind(linear, rows, 8, 128)
+        yield f"fixed order, {rows} rows", bind(linear, rows, 16)
+        yield f"int4 g128 fixed order, {rows} rows", bind(linear, rows, 4, 128, fixed=True)
+        if arch >= 89:
+            yield f"fp8, {rows} rows", bind(linear, rows, 8, floats=True)
+    if arch >= 89:
+        yield "fp8 rows", round_rows
     for rotary_dim in (32, 64):
         yield f"D128 rotary {rotary_dim}", bind(rotate_and_write, 128, rotary_dim=rotary_dim)
     yield "D128 without norms", bind(rotate_and_write, 128)
@@ -236,7 +275,7 @@ def compile_for(arch: int, quick: bool) -> None:
     """Prints a JSON line for each kernel. Replaces the driver: one architecture in a process."""
     driver.set_active(NoDevice(arch))  # type: ignore[no-untyped-call]
     triton_config.hopper = lambda device: arch >= 90
-    triton_config.multiprocessors = lambda device: SM_COUNT
+    triton_config.multiprocessors = triton_linear.multiprocessors = lambda device: SM_COUNT
     stock_run, seen = JITFunction.run, set()
     for case, launch in (quick_cases if quick else all_cases)(arch):
 

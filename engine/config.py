@@ -17,7 +17,8 @@ from engine.errors import ConfigError, MemoryPlanError
 GIB = 1 << 30
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 GRAPH_BYTES = 256 << 20
-KV_FACTOR_BYTES = 4  # the factor of an int8 key or value
+KV_FACTOR_BYTES = 4  # the factor of a key or value in 8 bits
+KV_EIGHT_BITS = ("int8", "fp8")
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_BLOCK_SIZE = {"cpu": 32, "cuda": 64}
 
@@ -95,7 +96,7 @@ class CacheConfig:
     """The block pool. Block 0 is padding and is never handed out, so num_blocks - 1 hold tokens.
 
     Attributes:
-        dtype: of keys and values: the model's, or "int8" with a factor for each.
+        dtype: of keys and values: the model's, or "int8" or "fp8" with a factor for each.
     """
 
     block_size: int
@@ -174,14 +175,20 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """What the device offers, measured before anything is allocated."""
+    """What the device offers, measured before anything is allocated.
+
+    Attributes:
+        fast_dtypes: those that weights may stay in, the preferred first.
+        converts_fp8: in an instruction, as its kernels do.
+    """
 
     device: str  # "cpu" | "cuda"
     name: str
     total_bytes: int
     free_bytes: int
-    fast_dtypes: tuple[str, ...]  # those that weights may stay in, the preferred first
+    fast_dtypes: tuple[str, ...]
     cores: int = 1
+    converts_fp8: bool = False
 
 
 def resolve(options: EngineOptions, model: ModelFacts, machine: MachineFacts) -> EngineConfig:
@@ -283,16 +290,17 @@ class _Resolver:
         if asked == "auto":
             self._auto("kv-cache-dtype", dtype, "as the model computes")
             return dtype
-        if asked not in ("int8", "fp8"):
-            raise ConfigError(f"--kv-cache-dtype {asked}: choose auto or int8.")
-        if device != "cpu":
-            raise ConfigError(
-                f"--kv-cache-dtype {asked}: not on {device} yet. Leave it out, or use --device cpu."
-            )
-        if asked == "fp8":
+        if asked not in KV_EIGHT_BITS:
+            raise ConfigError(f"--kv-cache-dtype {asked}: choose auto, int8 or fp8.")
+        if asked == "fp8" and device == "cpu":
             raise ConfigError(
                 "--kv-cache-dtype fp8: not on a CPU, where int8 takes as little memory and is more exact. "
                 "Choose int8."
+            )
+        if asked == "fp8" and not self.machine.converts_fp8:
+            raise ConfigError(
+                f"--kv-cache-dtype fp8: {self.machine.name} has no instruction for it, which takes compute "
+                "capability 8.9. Choose int8: it takes as little memory."
             )
         return asked
 
@@ -393,7 +401,7 @@ def kv_row_bytes(head_dim: int, kv_dtype: str) -> int:
     >>> kv_row_bytes(128, "bfloat16"), kv_row_bytes(128, "int8")
     (256, 132)
     """
-    return head_dim + KV_FACTOR_BYTES if kv_dtype == "int8" else head_dim * DTYPE_BYTES[kv_dtype]
+    return head_dim + KV_FACTOR_BYTES if kv_dtype in KV_EIGHT_BITS else head_dim * DTYPE_BYTES[kv_dtype]
 
 
 def _check(flag: str, value: float, low: float, high: float) -> None:

@@ -6,7 +6,7 @@ Shapes are in `kernels/README.md`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -115,13 +115,13 @@ class PenaltyParams:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """A linear's weight in 8 or 4 bit integers, before a backend packs it.
+    """A linear's weight in 8 or 4 bits, before a backend packs it.
 
     `weight[o, order[j]] = (value[o, j] - zero[o, g]) * scale[o, g]`, with `g = j // (I / G)`.
 
     Attributes:
         bits: 8 or 4: values are -128 to 127, or -8 to 7.
-        value_OI: int8, one value per byte whatever the bits.
+        value_OI: int8, one value per byte whatever the bits; or fp8 (e4m3), 8 bits without zeros.
         scale_OG: fp32; G groups along the inputs, 1 is per channel.
         zero_OG: int8; None where all are zero.
         order_I: int64, the input that column j holds (GPTQ's act-order); None where it is j.
@@ -136,10 +136,12 @@ class QuantizedWeight:
     zero_OG: Tensor | None = None
     order_I: Tensor | None = None
 
+    _FORMS: ClassVar = ((4, torch.int8), (8, torch.int8), (8, torch.float8_e4m3fn))
+
     def __post_init__(self) -> None:
         outputs, inputs = self.value_OI.shape
         groups = self.scale_OG.shape[1]
-        if self.bits not in (4, 8) or self.value_OI.dtype != torch.int8:
+        if (self.bits, self.value_OI.dtype) not in self._FORMS:
             raise ValueError(f"values must be int8 of 4 or 8 bits, got {self.value_OI.dtype} of {self.bits}")
         if self.scale_OG.shape[0] != outputs or groups == 0 or inputs % groups:
             raise ValueError(f"scales {tuple(self.scale_OG.shape)} do not fit a weight [{outputs}, {inputs}]")
@@ -150,6 +152,13 @@ class QuantizedWeight:
             raise ValueError("zeros must be int8, of the scales' shape")
         if order_I is not None and (order_I.shape != (inputs,) or order_I.dtype != torch.int64):
             raise ValueError("the order must be int64, one entry per input")
+
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """The weight there; itself where it is there already."""
+        zero_OG, order_I = (x if x is None else x.to(device) for x in (self.zero_OG, self.order_I))
+        return QuantizedWeight(
+            self.bits, self.value_OI.to(device), self.scale_OG.to(device), zero_OG, order_I
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +171,11 @@ class PackedLinear:
         outputs, inputs: the weight's sizes without padding.
         bits, scale_OG, zero_OG, order_I: of a quantised weight, as in QuantizedWeight; for the native library
             scales and zeros are in panels too, scales in 16 bits where that loses nothing, and bits may be 12
-            (a bf16 weight).
+            (a bf16 weight). For Triton they are `[G, O]`, and 16 bits are a weight as it is.
+        deterministic: a row's result has the same bits whatever rows are beside it.
     """
 
-    kind: Literal["native", "onednn", "plain", "quantized", "native_quantized"]
+    kind: Literal["native", "onednn", "plain", "quantized", "native_quantized", "triton", "fp8"]
     weight: Tensor
     bias_O: Tensor | None
     outputs: int
@@ -174,6 +184,7 @@ class PackedLinear:
     scale_OG: Tensor | None = None
     zero_OG: Tensor | None = None
     order_I: Tensor | None = None
+    deterministic: bool = False
 
     @property
     def num_bytes(self) -> int:

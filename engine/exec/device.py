@@ -35,7 +35,8 @@ def measure(device: torch.device) -> MachineFacts:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         name = torch.cuda.get_device_name(device)
-        return MachineFacts("cuda", name, total, free, ("bfloat16", "float16"))
+        converts_fp8 = torch.cuda.get_device_capability(device) >= (8, 9)
+        return MachineFacts("cuda", name, total, free, ("bfloat16", "float16"), converts_fp8=converts_fp8)
     total, free = _host_memory()
     return MachineFacts("cpu", "this CPU", total, free, _fast_cpu_dtypes(), count_cores())
 

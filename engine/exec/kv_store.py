@@ -33,7 +33,7 @@ class KVStore:
         head_dim: int,
         device: torch.device,
     ) -> None:
-        dtype: torch.dtype = getattr(torch, cache.dtype)
+        dtype: torch.dtype = torch.float8_e4m3fn if cache.dtype == "fp8" else getattr(torch, cache.dtype)
         shape = (cache.num_blocks, 2, kv_heads, cache.block_size, api.kv_width(head_dim, dtype))
         make = _mapped_zeros if device.type == "cpu" else torch.zeros
         self.layers: list[Tensor] = [make(shape, dtype=dtype, device=device) for _ in range(num_layers)]

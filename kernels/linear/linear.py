@@ -1,12 +1,13 @@
 """Linear layers over a weight packed once, when it is loaded.
 
-Three ways, chosen per weight by `pack_linear`; weights in integers are packed and multiplied in
-`quantized.py`:
+Chosen per weight by `pack_linear`; weights in 8 and 4 bits are packed by `quantized.py`:
 - `native`: panels of 64 outputs for the CPU library (`kernels/native/linear.h`), any dtype. bf16 on a
   processor that does not multiply it becomes 12-bit integers: 1.4 times as fast as widening it to fp32.
 - `onednn`: torch's own packed format. Without the library, and for bf16 on processors with AMX, which the
   library does not use.
-- `plain`: the weight as it came. CUDA, and whatever the others do not take.
+- `plain`: the weight as it came. cuBLAS on CUDA, and whatever the others do not take.
+- `triton`: on CUDA, what must be summed in a fixed order, and weights in 8 and 4 bits (`triton.py`).
+- `fp8`: on CUDA, weights and inputs in fp8 (`fp8.py`).
 
 fp16 is never multiplied in fp16 on a CPU, where that is ten times slower than fp32: the library widens on the
 fly; without it the weight is packed as fp32.
@@ -20,14 +21,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.linear.quantized import PANEL, linear_quantized, pack_rounded, rounds_bf16
+from kernels.linear.fp8 import linear_fp8
+from kernels.linear.quantized import PANEL, launchers, linear_quantized, pack_rounded, rounds_bf16
 from kernels.native.library import DTYPE_CODE, library
 from kernels.types import PackedLinear
 
 
-def pack_linear(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
-    """Packs a weight. On a CPU the result is a copy: the caller may keep the original or drop it."""
-    kind = _kind(weight_OI)
+def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, deterministic: bool = False) -> PackedLinear:
+    """Packs a weight. On a CPU the result is a copy: the caller may keep the original or drop it.
+
+    Args:
+        deterministic: a row's result has the same bits whatever rows are beside it. The native library's
+            always has; on CUDA it costs speed.
+    """
+    if deterministic and weight_OI.is_cuda:
+        fixed: PackedLinear = launchers().pack_16_bits(weight_OI, bias_O)
+        return fixed
+    kind = _kind(weight_OI, deterministic)
     outputs, inputs = weight_OI.shape
     rounded = pack_rounded(weight_OI, bias_O) if kind == "native" and rounds_bf16(weight_OI) else None
     if rounded is not None:
@@ -45,24 +55,28 @@ def pack_linear(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
 
 def linear(x_TI: Tensor, packed: PackedLinear) -> Tensor:
     """Returns `x @ weight.T + bias`, `[T, O]`; sums in fp32 whatever the dtype."""
+    y_TO: Tensor
     if packed.kind == "native":
         return _linear_native(x_TI, packed)
     if packed.kind == "onednn":
         wide_TI = x_TI.to(packed.weight.dtype)
-        y_TO: Tensor = torch.ops.mkldnn._linear_pointwise(
-            wide_TI, packed.weight, packed.bias_O, "none", [], ""
-        )
+        y_TO = torch.ops.mkldnn._linear_pointwise(wide_TI, packed.weight, packed.bias_O, "none", [], "")
         return y_TO.to(x_TI.dtype)
     if packed.kind in ("quantized", "native_quantized"):
         return linear_quantized(x_TI, packed)
+    if packed.kind == "triton":
+        y_TO = launchers().linear(x_TI, packed)
+        return y_TO
+    if packed.kind == "fp8":
+        return linear_fp8(x_TI, packed)
     return F.linear(x_TI, packed.weight, packed.bias_O)
 
 
-def _kind(weight_OI: Tensor) -> Literal["native", "onednn", "plain"]:
+def _kind(weight_OI: Tensor, deterministic: bool = False) -> Literal["native", "onednn", "plain"]:
     dtype = weight_OI.dtype
     if weight_OI.is_cuda or dtype not in DTYPE_CODE or weight_OI.numel() == 0:
         return "plain"
-    amx = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    amx = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() and not deterministic
     if library() is not None and not amx and weight_OI.shape[1] % _interleave(dtype) == 0:
         return "native"
     onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -9,12 +9,15 @@ Shapes: `O` outputs, `I` inputs, `G` groups along the inputs, `J` inputs of one 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.linear import fp8
 from kernels.native import library as native
 from kernels.native.library import DTYPE_CODE, library
 from kernels.types import PackedLinear, QuantizedWeight
@@ -74,9 +77,21 @@ def dequantize(w: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     return weight_OI
 
 
-def pack_quantized(w: QuantizedWeight, bias_O: Tensor | None, dtype: torch.dtype) -> PackedLinear:
-    """Packs a quantised weight for inputs of `dtype`. The caller may drop the original."""
+def pack_quantized(
+    w: QuantizedWeight, bias_O: Tensor | None, dtype: torch.dtype, deterministic: bool = False
+) -> PackedLinear:
+    """Packs a quantised weight for inputs of `dtype`. The caller may drop the original.
+
+    Args:
+        deterministic: as in `pack_linear`.
+    """
     outputs, inputs = w.value_OI.shape
+    if w.value_OI.is_cuda:
+        if not deterministic and fp8.multiplies(w, dtype):
+            return fp8.pack(w, bias_O)
+        if launchers().step_of(inputs, w.scale_OG.shape[1]):
+            packed: PackedLinear = launchers().pack(w, bias_O, deterministic)
+            return packed
     if _is_native(w, dtype):
         values, zero = _pack_native(w), None if w.zero_OG is None else _in_panels(w.zero_OG)
         scale = _in_panels(_narrow(w.scale_OG))
@@ -87,6 +102,11 @@ def pack_quantized(w: QuantizedWeight, bias_O: Tensor | None, dtype: torch.dtype
     return PackedLinear(
         "quantized", values, bias_O, outputs, inputs, w.bits, w.scale_OG, w.zero_OG, w.order_I
     )
+
+
+def launchers() -> Any:
+    """The Triton launchers, imported when the first weight on a GPU asks."""
+    return importlib.import_module("kernels.linear.triton")
 
 
 def rounds_bf16(weight_OI: Tensor) -> bool:
@@ -128,7 +148,12 @@ def linear_quantized(x_TI: Tensor, packed: PackedLinear) -> Tensor:
 
 def _is_native(w: QuantizedWeight, dtype: torch.dtype) -> bool:
     """Whether the library takes it: whole words in every group, and groups that pieces of 256 inputs fill."""
-    if library() is None or w.value_OI.is_cuda or dtype not in DTYPE_CODE or w.value_OI.numel() == 0:
+    if (
+        library() is None
+        or w.value_OI.dtype != torch.int8
+        or dtype not in DTYPE_CODE
+        or w.value_OI.numel() == 0
+    ):
         return False
     group = w.value_OI.shape[1] // w.scale_OG.shape[1]
     pieces = group <= _PIECE or group % _PIECE == 0 or w.scale_OG.shape[1] == 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from kernels.kv_format import is_eight_bit
-from kernels.tuning.tables import tuned
+from kernels.tuning.tables import multiprocessors, tuned
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,3 @@ def tuning_key(head_dim: int, dtype: torch.dtype) -> str:
 def hopper(device: torch.device) -> bool:
     """Whether tensor cores read operands from shared memory."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
-
-
-def multiprocessors(device: torch.device) -> int:
-    """How many SMs the device has; 1 in the interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

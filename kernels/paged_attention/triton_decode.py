@@ -213,7 +213,7 @@ def _average(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Writes the mean of a kv head's parts, weighted by their sums of exponentials, a block of parts at a
+    """Writes the mean of a kv head's parts, weighted by their sums of exponentials; a block of them at a
     time.
 
     Reads past the L1 cache, which does not know what other SMs wrote.
