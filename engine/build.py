@@ -49,12 +49,13 @@ def build(options: EngineOptions, progress: Progress | None = None) -> tuple[Eng
         ConfigError: in one line for the operator.
     """
     device = devices.choose(options.device)
+    machine = devices.measure(device)
     checkpoint = checkpoints.inspect(options.model)
+    if machine.converts_fp8:
+        checkpoint = checkpoint.keeping_fp8()
     quantization = _quantization(options)
     facts = model_facts(checkpoint, device, quantization)
-    if facts.integer_bytes and device.type != "cpu":
-        raise ConfigError("Weights in integers are served on the CPU alone as yet: use --device cpu.")
-    config = resolve(options, facts, devices.measure(device))
+    config = resolve(options, facts, machine)
     grammars = build_grammars(config, checkpoint)
     executor = build_executor(config, checkpoint, device, progress)
     warm_up(executor)
@@ -121,6 +122,7 @@ def build_executor(
         quantization=config.model.quantization,
         device=device,
         max_model_len=config.model.max_model_len,
+        deterministic=config.model.deterministic,
         progress=progress,
     )
     if graph_maker is None and config.cuda_graphs:
@@ -199,10 +201,10 @@ def engine_info(
 
 
 def _held(checkpoint: Checkpoint, asked: Quantization | None) -> str:
-    """How weights are held in integers, for the start-up report."""
-    found = [weight for weight in checkpoint.stored.values() if not weight.is_float]
-    bits = sorted({weight.value.bits for weight in found})
-    parts = [f"{checkpoint.format} int{' and int'.join(map(str, bits))}"] if bits else []
+    """How weights are held in few bits, for the start-up report."""
+    found = [weight for weight in checkpoint.stored.values() if not weight.is_widened]
+    forms = sorted({"fp8" if weight.is_float else f"int{weight.value.bits}" for weight in found})
+    parts = [f"{checkpoint.format} {' and '.join(forms)}"] if forms else []
     if asked is not None:
-        parts.append(f"{asked} of {'the others' if bits else 'all linears'}")
+        parts.append(f"{asked} of {'the others' if forms else 'all linears'}")
     return ", ".join(parts)

@@ -72,6 +72,7 @@ class EngineOptions:
     threads: int | None = None
     cuda_graphs: str = "auto"
     prefix_caching: bool = True
+    deterministic: bool = False
     seed: int | None = None
 
 
@@ -88,6 +89,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     quantization: Quantization | None = None  # what linears are rounded to that do not come in integers
     seed: int | None = None  # draws the seeds of requests that bring none; None: unpredictably
+    deterministic: bool = False  # what else is in a batch changes no bit of a sequence's results
     embeddings: EmbeddingFacts = DEFAULT_FACTS
 
 
@@ -180,6 +182,7 @@ class MachineFacts:
     Attributes:
         fast_dtypes: those that weights may stay in, the preferred first.
         converts_fp8: in an instruction, as its kernels do.
+        independent_rows: it can compute each row of a batch in the same order whatever is beside it.
     """
 
     device: str  # "cpu" | "cuda"
@@ -189,6 +192,7 @@ class MachineFacts:
     fast_dtypes: tuple[str, ...]
     cores: int = 1
     converts_fp8: bool = False
+    independent_rows: bool = True
 
 
 def resolve(options: EngineOptions, model: ModelFacts, machine: MachineFacts) -> EngineConfig:
@@ -211,6 +215,11 @@ class _Resolver:
         self.reasons: list[tuple[str, str, str]] = []
 
     def resolve(self) -> EngineConfig:
+        if self.options.deterministic and not self.machine.independent_rows:
+            raise ConfigError(
+                "--deterministic: on a CPU this takes the native library, which is not there. "
+                "Install a C++ compiler and install Quire again."
+            )
         dtype = self._dtype()
         weight_bytes = self.model.weight_bytes(dtype)
         seqs, batched = self._step_limits()
@@ -236,6 +245,7 @@ class _Resolver:
                 eos_token_ids=self.model.eos_token_ids,
                 quantization=self.model.quantization,
                 seed=self.options.seed,
+                deterministic=self.options.deterministic,
                 embeddings=self.model.embeddings,
             ),
             cache=CacheConfig(block_size, num_blocks, block_bytes, self.options.prefix_caching, kv_dtype),

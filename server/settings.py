@@ -399,7 +399,7 @@ ENGINE_FLAGS = (
         "kv_cache_dtype",
         _choice("auto", "int8", "fp8"),
         "TYPE",
-        "of keys and values: auto (the model's), or int8 (CPU only, half of bfloat16) (default: auto)",
+        "of keys and values: auto (the model's); in half of that: int8, or fp8 (GPU only) (default: auto)",
     ),
     Flag(
         "threads",
@@ -416,6 +416,14 @@ ENGINE_FLAGS = (
         "run decode steps as CUDA graphs: auto (on a GPU), or off (default: auto)",
     ),
     Flag("no-prefix-caching", "prefix_caching", _switch, "", "do not share equal prefixes", switch_to=False),
+    Flag(
+        "deterministic",
+        "deterministic",
+        _switch,
+        "",
+        "the same bits whatever else is in a batch; costs speed on a GPU (default: off)",
+        switch_to=True,
+    ),
     Flag(
         "seed", "seed", _whole(0, 2**63 - 1), "N", "draws the seeds that requests leave out (default: random)"
     ),

@@ -38,7 +38,9 @@ def measure(device: torch.device) -> MachineFacts:
         converts_fp8 = torch.cuda.get_device_capability(device) >= (8, 9)
         return MachineFacts("cuda", name, total, free, ("bfloat16", "float16"), converts_fp8=converts_fp8)
     total, free = _host_memory()
-    return MachineFacts("cpu", "this CPU", total, free, _fast_cpu_dtypes(), count_cores())
+    return MachineFacts(
+        "cpu", "this CPU", total, free, _fast_cpu_dtypes(), count_cores(), independent_rows=api.is_native()
+    )
 
 
 def count_cores() -> int:

@@ -63,6 +63,14 @@ class Checkpoint:
     dtype: str | None
     eos_token_ids: tuple[int, ...]
 
+    def keeping_fp8(self) -> Checkpoint:
+        """The same, its fp8 weights to be held as they come where they have a scale for each output."""
+        stored = {
+            name: replace(weight, stays_fp8=weight.is_float and weight.groups == 1)
+            for name, weight in self.stored.items()
+        }
+        return replace(self, stored=stored)
+
     def weight_bytes(self, dtype: str, quantization: Quantization | None = None) -> int:
         """Memory of the weights when loaded as "bfloat16", "float16" or "float32".
 

@@ -39,6 +39,7 @@ def load(
     device: torch.device | str,
     max_model_len: int,
     quantization: Quantization | None = None,
+    deterministic: bool = False,
     group: TensorGroup | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
@@ -48,6 +49,7 @@ def load(
         dtype: compute dtype, "bfloat16", "float16" or "float32"; weights are cast to it that are not held in
             integers.
         quantization: what linears are rounded to that do not come in integers.
+        deterministic: what else is in a batch changes no bit of a sequence's results.
         progress: called after each tensor with (bytes done, bytes in total), as they are held.
 
     Raises:
@@ -57,6 +59,12 @@ def load(
         some = ", ".join(checkpoint.unused[:3])
         logger.warning("%d tensors of the checkpoint are not used: %s", len(checkpoint.unused), some)
     compute, place = DTYPES[dtype], torch.device(device)
+
+    def pack(weight: Weight, bias_O: Tensor | None) -> api.PackedLinear:
+        if isinstance(weight, api.QuantizedWeight):
+            return api.pack_quantized(weight.to(place), bias_O, compute, deterministic)
+        return api.pack_linear(weight, bias_O, deterministic)
+
     dense: dict[str, Tensor] = {}
     linear: dict[str, api.PackedLinear] = {}
     done, total = 0, checkpoint.weight_bytes(dtype, quantization)
@@ -65,7 +73,7 @@ def load(
         for slot in checkpoint.slots:
             if slot.linear:
                 # The weight is not named here: a name would keep it alive beside the next one.
-                linear[slot.name] = _pack(reader.linear(slot), reader.bias(slot), compute)
+                linear[slot.name] = pack(reader.linear(slot), reader.bias(slot))
             else:
                 dense[slot.name] = reader.dense(slot)
             done += reader.held_bytes(slot)
@@ -74,14 +82,8 @@ def load(
         reader.report()
     if checkpoint.spec.lm_head and checkpoint.spec.tied_embeddings:
         # Packing leaves the embedding as it is: CUDA shares it, a CPU reads from it once more.
-        linear["lm_head"] = _pack(reader.rounded("lm_head", dense["embed"]), None, compute)
-    return Transformer(checkpoint.spec, ModelWeights(dense, linear), max_model_len, group)
-
-
-def _pack(weight: Weight, bias_O: Tensor | None, compute: torch.dtype) -> api.PackedLinear:
-    if isinstance(weight, api.QuantizedWeight):
-        return api.pack_quantized(weight, bias_O, compute)
-    return api.pack_linear(weight, bias_O)
+        linear["lm_head"] = pack(reader.rounded("lm_head", dense["embed"]), None)
+    return Transformer(checkpoint.spec, ModelWeights(dense, linear), max_model_len, group, deterministic)
 
 
 class _Reader:
@@ -113,7 +115,7 @@ class _Reader:
             return self._quantised(slot)
         if self._asked is None:
             return self.dense(slot)
-        return self.rounded(slot.name, self._files.join_as_stored(slot.parts))
+        return self.rounded(slot.name, self._files.join_as_stored(slot.parts).to(self._device))
 
     def rounded(self, name: str, weight_OI: Tensor) -> Weight:
         """The weight of a linear as the user asked to hold it."""

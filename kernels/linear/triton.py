@@ -51,7 +51,7 @@ def linear_config(rows: int, bits: int, device: torch.device, deterministic: boo
     Tiles of 16 rows use another tensor core instruction than larger ones, and so may differ in a bit.
     """
     block = 64 if deterministic else max(16, rows)
-    # Three results' registers at a time (the sum of segments, that of groups, a group's product): small tiles.
+    # Small tiles: there are up to three results in registers (of all segments, of one, of a group).
     default = LinearConfig(block, 64, 8 if block >= 64 else 4, 3, 2 * multiprocessors(device))
     return replace(default, **tuned(device, "linear", f"{block} rows {bits} bits"))
 

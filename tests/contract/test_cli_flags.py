@@ -48,6 +48,7 @@ FLAGS = {
     "--no-prefix-caching": ("QUIRE_NO_PREFIX_CACHING", "prefix_caching", True),
     "--threads": ("QUIRE_THREADS", "threads", None),
     "--cuda-graphs": ("QUIRE_CUDA_GRAPHS", "cuda_graphs", "auto"),
+    "--deterministic": ("QUIRE_DETERMINISTIC", "deterministic", False),
     "--seed": ("QUIRE_SEED", "seed", None),
 }
 

@@ -80,7 +80,7 @@ def test_asked_context_that_does_not_fit_is_refused_with_the_one_that_does() -> 
         (replace(OPTIONS, max_num_seqs=64, max_num_batched_tokens=32), "needs one token of every step"),
         (replace(OPTIONS, max_model_len=1 << 20), "--max-model-len 1048576: must be between 1 and 2048"),
         (replace(OPTIONS, kv_cache_memory_bytes=100 * GIB), "--kv-cache-memory 100.00 GiB: between"),
-        (replace(OPTIONS, kv_cache_dtype="int4"), "--kv-cache-dtype int4: choose auto or int8"),
+        (replace(OPTIONS, kv_cache_dtype="int4"), "--kv-cache-dtype int4: choose auto, int8 or fp8"),
         (replace(OPTIONS, kv_cache_dtype="fp8"), "--kv-cache-dtype fp8: not on a CPU, .* Choose int8"),
         (replace(OPTIONS, gpu_memory_utilization=1.5), "--gpu-memory-utilization 1.5"),
     ],
@@ -151,10 +151,22 @@ def test_int8_makes_room_for_nearly_twice_the_tokens() -> None:
     assert small.num_blocks == GIB // 4 // small.bytes_per_block > 1.88 * plain.num_blocks
 
 
-@pytest.mark.parametrize("dtype", ["int8", "fp8"])
-def test_a_gpu_refuses_what_it_cannot_store(dtype: str) -> None:
-    with pytest.raises(ConfigError, match=f"--kv-cache-dtype {dtype}: not on cuda yet"):
-        resolve(replace(OPTIONS, kv_cache_dtype=dtype), LLAMA_8B, H200)
+def test_a_gpu_stores_8_bits_as_far_as_it_converts_them() -> None:
+    machine = replace(H200, converts_fp8=True)
+    for dtype in ("int8", "fp8"):
+        cache = resolve(replace(OPTIONS, kv_cache_dtype=dtype), LLAMA_8B, machine).cache
+        assert cache.dtype == dtype
+        assert cache.bytes_per_block == 2 * 32 * 8 * (128 + 4) * 64
+    with pytest.raises(ConfigError, match=r"--kv-cache-dtype fp8: .* has no instruction .* Choose int8"):
+        resolve(replace(OPTIONS, kv_cache_dtype="fp8"), LLAMA_8B, H200)
+
+
+def test_deterministic_is_refused_where_rows_of_a_batch_touch() -> None:
+    asked = replace(OPTIONS, deterministic=True)
+    assert resolve(asked, TINY, LAPTOP).model.deterministic
+    assert not resolve(OPTIONS, TINY, LAPTOP).model.deterministic
+    with pytest.raises(ConfigError, match=r"--deterministic: .* native library"):
+        resolve(asked, TINY, replace(LAPTOP, independent_rows=False))
 
 
 def test_threads_are_the_cores_unless_asked() -> None:

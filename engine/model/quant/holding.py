@@ -1,4 +1,4 @@
-"""How each slot's weight will be held in memory: in integers or in the compute dtype, and in how many bytes.
+"""How each slot's weight will be held in memory: in few bits or in the compute dtype, and in how many bytes.
 
 The loader and the memory plan both ask here. Knows names, shapes and what was asked for; not tensors.
 """
@@ -21,7 +21,7 @@ _HEAD = Quantization(8, 0)
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A weight `[O, I]` in integers.
+    """A weight `[O, I]` in 8 or 4 bits.
 
     Attributes:
         rounded: by Quire, as it is loaded; otherwise it comes in integers.
@@ -47,10 +47,10 @@ def holding(slot: Slot, stored: Mapping[str, StoredWeight], asked: Quantization 
         ConfigError: it cannot be rounded as asked.
     """
     parts = [stored.get(part.name) for part in slot.parts]
-    found = [part for part in parts if part is not None and not part.is_float]
-    alike = {(part.value.bits, part.groups, part.group_index is not None) for part in found}
+    found = [part for part in parts if part is not None and not part.is_widened]
+    alike = {(part.value.bits, part.is_float, part.groups, part.group_index is not None) for part in found}
     if len(found) == len(parts) and len(alike) == 1:
-        bits, groups, order = alike.pop()
+        bits, _, groups, order = alike.pop()
         return Holding(bits, groups, any(part.zero is not None for part in found), order)
     if asked is None or not slot.linear:
         return None

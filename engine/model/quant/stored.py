@@ -55,6 +55,7 @@ class StoredWeight:
     Attributes:
         groups: scales per output.
         transposed: all its matrices lie the other way round, `[I, O]` and `[G, O]`.
+        stays_fp8: the device multiplies fp8, so that it is held as it comes.
         scale: name; `[O, G]`, `[O]` or a single number for all.
         zero: None where all are zero.
         group_index: name of the group of each input; None where they are in order.
@@ -67,10 +68,16 @@ class StoredWeight:
     zero: Elements | None = None
     group_index: str | None = None
     transposed: bool = False
+    stays_fp8: bool = False
 
     @property
     def is_float(self) -> bool:
         return self.value.dtype == "F8_E4M3"
+
+    @property
+    def is_widened(self) -> bool:
+        """Whether it is held in the compute dtype."""
+        return self.is_float and not self.stays_fp8
 
     def on_disk(self, rows: int, columns: int) -> Shape:
         return (columns, rows) if self.transposed else (rows, columns)

@@ -21,7 +21,7 @@ _ONES = {4: 0x11111111, 8: 0x01010101}
 
 
 def unpack(stored: StoredWeight, read: Callable[[str], Tensor]) -> Weight:
-    """The weight in integers, or in fp32 where it was stored in fp8.
+    """The weight in integers; where it was stored in fp8, in that or in fp32.
 
     Args:
         read: a tensor by its name on disk; its dtype and shape were checked.
@@ -31,6 +31,8 @@ def unpack(stored: StoredWeight, read: Callable[[str], Tensor]) -> Weight:
     """
     outputs, groups = stored.shape[0], stored.groups
     scale_OG = _per_group(_upright(read(stored.scale), stored).float(), outputs, groups)
+    if stored.stays_fp8:
+        return api.QuantizedWeight(8, read(stored.value.name).clone(), scale_OG)
     if stored.is_float:
         value_OGJ = read(stored.value.name).float().view(outputs, groups, -1)
         return (value_OGJ * scale_OG.unsqueeze(-1)).view(stored.shape)
@@ -71,7 +73,7 @@ def _no_zeros(weight: api.QuantizedWeight) -> Tensor:
 
 
 def _alike(a: api.QuantizedWeight, b: api.QuantizedWeight) -> bool:
-    if (a.bits, a.scale_OG.shape[1]) != (b.bits, b.scale_OG.shape[1]):
+    if (a.bits, a.value_OI.dtype, a.scale_OG.shape[1]) != (b.bits, b.value_OI.dtype, b.scale_OG.shape[1]):
         return False
     if a.order_I is None or b.order_I is None:
         return a.order_I is b.order_I
