@@ -1,0 +1,1 @@
+"""Times the GPU kernels; `python -m benchmarks.kernels --help`."""
