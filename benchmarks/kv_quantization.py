@@ -4,8 +4,8 @@
 
 The built-in model: perplexity of the right answers to the held-out questions, and in how many of them each
 token is the likeliest. Random checkpoints: how far the logits of every position of a random text move, as a
-share of their own spread. Both against keys and values as the model computes them. fp8 (e4m3 with a factor for
-each key and value of a head, as on a GPU) is computed by the reference kernels, in plain torch.
+share of their own spread. Both against keys and values as the model computes them. fp8 (e4m3 with a factor
+for each key and value of a head, as on a GPU) is computed by the reference kernels, in plain torch.
 """
 
 from __future__ import annotations
