@@ -17,7 +17,10 @@ from engine.model.arch import RopeSpec
 from engine.model.checkpoint import inspect
 from engine.model.layers.rotary import build_cos_sin, inverse_frequencies
 from engine.model.loader import load
+from kernels.types import PackedLinear
 from tests.helpers.raw_checkpoints import LLAMA, weight_shapes
+
+EMPTY = PackedLinear("plain", torch.empty(0), None, 0, 0)
 
 
 def write(folder: Path, **config: object) -> dict[str, torch.Tensor]:
@@ -35,7 +38,7 @@ def write(folder: Path, **config: object) -> dict[str, torch.Tensor]:
 def test_parts_are_joined_and_cast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = write(tmp_path, attention_bias=True)
     packed: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    monkeypatch.setattr("kernels.api.pack_linear", lambda w, b, _: packed.append((w, b)) or (w, b))
+    monkeypatch.setattr("kernels.api.pack_linear", lambda w, b, _: packed.append((w, b)) or EMPTY)
     model = load(inspect(str(tmp_path)), dtype="float32", device="cpu", max_model_len=16)
 
     own = "model.layers.0.self_attn."
@@ -123,9 +126,10 @@ def test_a_packed_weight_can_be_freed_before_the_next_is_read(
     write(tmp_path)
     alive: list[weakref.ref[torch.Tensor]] = []
 
-    def pack(weight: torch.Tensor, *_: object) -> None:
+    def pack(weight: torch.Tensor, *_: object) -> PackedLinear:
         assert not any(ref() is not None for ref in alive)
         alive.append(weakref.ref(weight))
+        return EMPTY
 
     monkeypatch.setattr("kernels.api.pack_linear", pack)
     load(inspect(str(tmp_path)), dtype="float32", device="cpu", max_model_len=16)
