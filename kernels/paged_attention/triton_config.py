@@ -96,7 +96,9 @@ def _prefill_default(head_dim: int, dtype: torch.dtype, device: torch.device, lo
     if not hopper(device) and (head_dim & (head_dim - 1) or not long):
         return PrefillConfig(rows=64, tile=32, warps=4, stages=3)
     if long:
-        return PrefillConfig(rows=128, tile=64, warps=8, stages=3)
+        # Without tensor cores that read shared memory, 64 keys of scores beside the accumulator spill.
+        tile = 64 if hopper(device) or head_dim <= 64 else 32
+        return PrefillConfig(rows=128, tile=tile, warps=8, stages=3)
     return PrefillConfig(rows=64, tile=64, warps=4, stages=3)
 
 

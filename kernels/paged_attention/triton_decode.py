@@ -19,6 +19,8 @@ from kernels.paged_attention.triton_plan import most_parts, plan
 from kernels.paged_attention.triton_tile import attend
 from kernels.types import AttentionBatch
 
+# Three programs of 4 warps on an SM, in 8 bits two; left to itself the assembler spills to make it one more.
+REGISTERS, EIGHT_BIT_REGISTERS = 168, 255
 MERGE_ELEMENTS = tl.constexpr(
     4096
 )  # of the parts' results that a program holds at a time: 32 registers of 4 warps
@@ -76,6 +78,7 @@ def decode(
         MERGES=config.last_merges,
         num_warps=config.warps,
         num_stages=config.stages,
+        maxnreg=EIGHT_BIT_REGISTERS if is_eight_bit(kv_N2GPD.dtype) else REGISTERS,
     )
     if splits and not config.last_merges:
         _merge[(items, groups)](*scratch[:3], out_THD, **shape, num_warps=4)

@@ -196,13 +196,3 @@ def test_groups_that_do_not_fit_are_smaller_or_refused(llama: Path, tmp_path: Pa
         build(EngineOptions(model=str(path), quantization="int4"))
     with pytest.raises(ConfigError, match="expected int8 or int4"):
         build(EngineOptions(model=str(llama), quantization="int3"))
-
-
-def test_integers_are_refused_on_cuda_before_anything_is_allocated(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine.build.devices.choose", lambda asked: torch.device("cuda"))
-    path = write_quantized(llama, tmp_path / "quantized", WRITERS["awq"])
-    for options in (EngineOptions(model=str(path)), EngineOptions(model=str(llama), quantization="int8")):
-        with pytest.raises(ConfigError, match="on the CPU alone as yet: use --device cpu"):
-            build(options)
