@@ -97,6 +97,12 @@ SCRIPT_FLAGS = {
     "--streams",
     "--prompt",
     "--models",
+    "--budget",
+    "--dry-run",
+    "--json",
+    "--part",
+    "--table",
+    "--tune",
 }
 
 
