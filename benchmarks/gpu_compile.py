@@ -34,7 +34,14 @@ from triton.runtime.jit import JITFunction
 from kernels.kv_format import kv_width
 from kernels.linear import triton as triton_linear
 from kernels.paged_attention import triton_config
-from kernels.types import AttentionBatch, HeadNorms, PenaltyParams, QuantizedWeight, SampleParams
+from kernels.types import (
+    AttentionBatch,
+    DecodeInputs,
+    HeadNorms,
+    PenaltyParams,
+    QuantizedWeight,
+    SampleParams,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 INSTRUCTIONS = re.compile(r"\b(HGMMA|HMMA|LDL|STL|LDGSTS\.E\.[A-Z.]*128|LDGSTS|LDG\.E\.[A-Z.]*128|LDG)\b")
@@ -183,11 +190,12 @@ def round_rows() -> None:
 def small_ops() -> None:
     """What is the same for every model, at an 8B model's sizes."""
     from kernels.copy_blocks.triton import copy_blocks
+    from kernels.decode_inputs.triton import decode_inputs
     from kernels.logprobs.triton import logprobs
     from kernels.mask_tokens.triton import mask_tokens
     from kernels.penalize.triton import penalize
     from kernels.rms_norm.triton import rms_norm
-    from kernels.sample.triton import sample
+    from kernels.sample.triton import lowest_kept, sample
     from kernels.silu_mul.triton import silu_mul
 
     def bf16(*shape: int) -> Tensor:
@@ -200,7 +208,12 @@ def small_ops() -> None:
     rms_norm(bf16(2, 4096), bf16(4096), 1e-6, residual_TE=bf16(2, 4096))
     silu_mul(bf16(2, 2 * 14336))
     silu_mul(bf16(2, 2 * 14336), activation="gelu_tanh")
-    sample(logits_SV, SampleParams(ones, slots.int(), ones, ones, slots, slots, False, True))
+    params = SampleParams(ones, slots.int(), ones, ones, slots, slots, False, True)
+    sample(logits_SV, params)
+    lowest_kept(logits_SV, params, parts=1)
+    table_SB, lengths = torch.zeros(2, 65, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    inputs = DecodeInputs(slots, slots, slots, slots, lengths, table_SB)
+    decode_inputs(torch.zeros(5, 2, dtype=torch.int64), slots, table_SB, 64, inputs)
     logprobs(logits_SV, slots, 5)
     state = torch.zeros(1, vocabulary)
     mask_tokens(logits_SV, torch.zeros(2, vocabulary // 32, dtype=torch.int32), slots)
