@@ -10,7 +10,7 @@ from training.dataset import Book
 from training.evaluate import Score
 from training.model import Shape
 
-_TEMPLATE = Path(__file__).parent / "data" / "card.md"
+_DATA = Path(__file__).parent / "data"
 
 
 def sha256(path: Path) -> str:
@@ -18,30 +18,36 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write(folder: Path, score: Score, tasks: Score, book: Book, shape: Shape) -> None:
-    """Writes README.md next to the weights."""
+def write(folder: Path, score: Score, tasks: Score | None, book: Book, shape: Shape) -> None:
+    """Writes README.md next to the weights; `tasks` is of a model that has learned tools and JSON."""
     weights = folder / "model.safetensors"
-    size = weights.stat().st_size
-    text = _TEMPLATE.read_text(encoding="utf-8").format(
+    text = _read("card.md").format(
         layers=shape.layers,
         hidden=shape.hidden_size,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         parameters=shape.parameters(),
-        megabytes=size / 1e6,
+        megabytes=weights.stat().st_size / 1e6,
         vocab=shape.vocab_size,
-        new_tokens=shape.vocab_size - Shape().vocab_size,
-        new_heads=(shape.heads - Shape().heads) * shape.layers,
         positions=shape.max_positions,
         right=score.right,
         total=score.total,
         percent=score.percent,
-        tasks_right=tasks.right,
-        tasks_total=tasks.total,
-        tasks_percent=tasks.percent,
         digest=sha256(weights),
         intents=len(book.intents) - 1,
         off_topic=sum(result.intent == "off_topic" for result in score.results),
     )
+    if tasks is not None:
+        text += "\n" + _read("card_tasks.md").format(
+            new_tokens=shape.vocab_size - Shape().vocab_size,
+            new_heads=(shape.heads - Shape().heads) * shape.layers,
+            tasks_right=tasks.right,
+            tasks_total=tasks.total,
+            tasks_percent=tasks.percent,
+        )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _read(name: str) -> str:
+    return (_DATA / name).read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ OUT = Path(__file__).parent.parent / "engine" / "builtin" / "model"
 
 
 class Trainer:
-    """The two parts of the training, one after the other.
+    """The two parts of the training.
 
     Args:
         recipe: Every number.
@@ -86,25 +86,30 @@ class Trainer:
 
 def main() -> None:
     """Parses the command line and runs all steps."""
-    parser = argparse.ArgumentParser(description="Train the demo model that ships with Quire.")
+    parser = argparse.ArgumentParser(description="Train a demo model like the one that ships with Quire.")
     parser.add_argument(
         "--checkpoints", type=Path, help="a folder where each part is saved while it runs, and goes on from"
     )
+    parser.add_argument("--tasks", action="store_true", help="also run the second part: tools and JSON")
     parser.add_argument("--questions-from", type=Path, help="a model that has done the first part: skip it")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    run(Recipe(), arguments.out, arguments.checkpoints, arguments.questions_from)
-
-
-def run(recipe: Recipe, out: Path, checkpoints: Path | None = None, first: Path | None = None) -> None:
-    """All parts, evaluation, files."""
+    recipe, first = Recipe(), arguments.questions_from
     torch.set_num_threads(recipe.threads)
     torch.set_flush_denormal(True)
-    trainer = Trainer(recipe, checkpoints)
-    bpe, model = trainer.tasks(*(trainer.questions() if first is None else read_model(first, Shape())))
-    scores = _report(model, Encoder(bpe, recipe.cut_rate), trainer.book)
+    trainer = Trainer(recipe, arguments.checkpoints)
+    bpe, model = trainer.questions() if first is None else read_model(first, Shape())
+    if arguments.tasks:
+        bpe, model = trainer.tasks(bpe, model)
+    finish(trainer.book, bpe, model, Encoder(bpe, recipe.cut_rate), arguments.out, tasks=arguments.tasks)
+
+
+def finish(book: Book, bpe: Tokenizer, model: Llama, encoder: Encoder, out: Path, *, tasks: bool) -> None:
+    """Evaluation, files, card."""
+    questions = _report(model, encoder, book)
+    of_tasks = _report_tasks(model, encoder, book) if tasks else None
     write_model(model, bpe, out)
-    card.write(out, *scores, trainer.book, model.shape)
+    card.write(out, questions, of_tasks, book, model.shape)
     print(f"wrote {out}", flush=True)
 
 
@@ -183,21 +188,30 @@ def _held_out() -> frozenset[str]:
     return frozenset(normalise(question) for question, _ in read_questions("heldout"))
 
 
-def _report(model: Llama, encoder: Encoder, book: Book) -> tuple[Score, Score]:
+def _report(model: Llama, encoder: Encoder, book: Book) -> Score:
     """Prints the scores. Only the development lists show what went wrong: the others are not for tuning."""
-    for development in (
-        score(model, encoder, book, read_questions("dev")),
-        score_tasks(model, encoder, book, read_rows("tasks_dev")),
-    ):
-        print(f"development list: {development.right} of {development.total} right", flush=True)
-        for result in development.wrong():
-            print(f"  wrong: {result.question}  ({result.intent})")
+    _show_development(score(model, encoder, book, read_questions("dev")))
     questions = score(model, encoder, book, read_questions("heldout"))
-    in_bf16 = score(model, encoder, book, read_questions("heldout"), bf16=True)
+    _show("questions", questions)
+    _show("questions in bfloat16", score(model, encoder, book, read_questions("heldout"), bf16=True))
+    return questions
+
+
+def _report_tasks(model: Llama, encoder: Encoder, book: Book) -> Score:
+    _show_development(score_tasks(model, encoder, book, read_rows("tasks_dev")))
     tasks = score_tasks(model, encoder, book, read_rows("tasks_heldout"))
-    for name, found in (("questions", questions), ("questions in bfloat16", in_bf16), ("tasks", tasks)):
-        print(f"held-out {name}: {found.right} of {found.total} right ({found.percent:.1f} %)", flush=True)
-    return questions, tasks
+    _show("tasks", tasks)
+    return tasks
+
+
+def _show_development(found: Score) -> None:
+    print(f"development list: {found.right} of {found.total} right", flush=True)
+    for result in found.wrong():
+        print(f"  wrong: {result.question}  ({result.intent})")
+
+
+def _show(name: str, found: Score) -> None:
+    print(f"held-out {name}: {found.right} of {found.total} right ({found.percent:.1f} %)", flush=True)
 
 
 if __name__ == "__main__":
