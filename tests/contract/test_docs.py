@@ -92,6 +92,8 @@ SCRIPT_FLAGS = {
     "--size",
     "--tokens",
     "--every",
+    "--input",
+    "--output",
     "--repeats",
     "--threads",
     "--streams",
