@@ -158,8 +158,5 @@ def test_refusals_name_field_and_reason(serve: Callable[[Work], None]) -> None:
         assert error["param"] == "structured_outputs" and "look-around" in error["message"]
         error = await refusal(guided_json=schema)
         assert error["param"] == "guided_json" and "structured_outputs.json" in error["message"]
-        tools = [{"type": "function", "function": {"name": "f"}}]
-        error = await refusal(response_format={"type": "json_object"}, tools=tools)
-        assert error["param"] == "response_format" and "tools" in error["message"]
 
     serve(work)

@@ -26,7 +26,7 @@ from tests.helpers.fake_engine import ByteTokenizer
 from tests.helpers.servers import ROOT, Server, serve, until
 
 SECRETS = ("s3cret-key", "s3cret-prompt", "s3cret-query", "s3cret-agent", "s3cret-wrong")
-PROMPT = {"prompt": "Quire is s3cret-prompt", "max_tokens": 4, "temperature": 0}
+PROMPT = {"prompt": "Quire is s3cret-prompt", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
 CLOSE = b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
 HOSTILE_HEADS = [
     b"GET /%0a%0d%7b%22time%22:%22now%22%7d%1b%5b2J%00%7f%c2%9b%ff" + CLOSE + b"te: s3cret-agent\x9b\r\n\r\n",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -100,11 +100,9 @@ class Evens:
     def start(self, grammar: Grammar) -> Even:
         return Even()
 
-    def fill(
-        self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]
-    ) -> Callable[[], list[str | None]]:
+    def fill(self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]) -> list[str | None]:
         words_KW[:] = 0x55555555
-        return lambda: [None] * len(matchers)
+        return [None] * len(matchers)
 
 
 class GraphMachine(RuleBasedStateMachine):
