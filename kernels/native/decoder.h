@@ -4,6 +4,7 @@
 #pragma once
 #include "buffer.h"
 #include "ops.h"
+#include "parallel.h"
 
 // A packed weight: of floats where bits is 0, else as in QuantizedArgs.
 struct LinearWeight {
@@ -108,12 +109,14 @@ class DecoderRun {
     ops_.rms_norm(d_.dtype, x, weight, residual, y, step_.tokens, 1, d_.hidden, d_.hidden, 0, d_.eps, d_.norm_offset);
   }
 
-  // Of every head of the fused projection, in place.
+  // Of every head of the fused projection, in place; so many elements a thread as in elementwise.h.
   void head_norms(char* x, const void* weight, int64_t heads) {
-    for (int64_t t = 0; t < step_.tokens; t++) {
-      char* row = x + t * heads_size_ * size_;
-      ops_.rms_norm(d_.dtype, row, weight, nullptr, row, heads, 1, d_.dim, d_.dim, 0, d_.eps, d_.norm_offset);
-    }
+    parallel_for(step_.tokens, 1 + 32768 / (heads * d_.dim), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        char* row = x + t * heads_size_ * size_;
+        ops_.rms_norm(d_.dtype, row, weight, nullptr, row, heads, 1, d_.dim, d_.dim, 0, d_.eps, d_.norm_offset);
+      }
+    });
   }
 
   char* room(Buffer<char>& buffer, int64_t width) {
