@@ -1,4 +1,4 @@
-"""A server's life: listen, start the engine, serve, drain, stop.
+"""A server's life: start the engine, serve, drain, stop.
 
 Knows signals, sockets and phases; does not know HTTP messages. uvicorn listens and talks; when to end is
 decided here, because uvicorn on its own closes the listening socket first (probes then see a dead server

@@ -35,8 +35,7 @@ class KVStore:
     ) -> None:
         dtype: torch.dtype = torch.float8_e4m3fn if cache.dtype == "fp8" else getattr(torch, cache.dtype)
         shape = (cache.num_blocks, 2, kv_heads, cache.block_size, api.kv_width(head_dim, dtype))
-        make = _mapped_zeros if device.type == "cpu" else torch.zeros
-        self.layers: list[Tensor] = [make(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.layers: list[Tensor] = [_zeros(shape, dtype, device) for _ in range(num_layers)]
 
     def copy_blocks(self, pairs: tuple[tuple[int, int], ...]) -> None:
         """Copies whole blocks, in every layer: (source, destination) pairs with distinct destinations."""
@@ -48,9 +47,10 @@ class KVStore:
             api.copy_blocks(kv_N2GPD, source, destination)
 
 
-def _mapped_zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that take no memory before they are written, in huge pages where the system has them."""
-    assert device.type == "cpu"
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CPU they take no memory before they are written, then huge pages where the system has them."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them

@@ -78,7 +78,7 @@ class EngineProcess(asyncio.Protocol):
 
     async def kill_with_stacks(self) -> None:
         """Kills a child that hangs, after asking where: it writes its stacks to stderr if it still can."""
-        if self._child is not None and self._child.process.poll() is None:
+        if self._child is not None and self._child.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 self._child.process.send_signal(signal.SIGUSR1)
             await asyncio.sleep(_STACK_DUMP_S)
@@ -100,7 +100,7 @@ class EngineProcess(asyncio.Protocol):
     async def _exits_within(self, patience_s: float) -> bool:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_s
-        while self._child is not None and self._child.process.poll() is None:
+        while self._child is not None and self._child.is_alive:
             if loop.time() >= deadline:
                 return False
             await asyncio.sleep(_POLL_S)

@@ -30,9 +30,13 @@ class Child:
                 stdin=subprocess.DEVNULL,
             )
 
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
     def kill(self) -> None:
         """Kills this child, and no other process: a child that was waited for has no pid any more."""
-        if self.process.poll() is None:
+        if self.is_alive:
             self.process.kill()
 
     def drop(self) -> None:

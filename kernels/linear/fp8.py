@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels.types import PackedLinear, QuantizedWeight
 
 _MULTIPLE = 16  # what the tensor cores want sizes to be
-LARGEST = 448.0  # number of e4m3
+LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 def multiplies(w: QuantizedWeight, dtype: torch.dtype) -> bool:
