@@ -40,6 +40,7 @@ class NaiveKV:
         self.published: dict[Prefix, int] = {}
         self.tenants: dict[Prefix, str] = {}  # of whoever published it last
         self.lost: dict[Prefix, Loss] = {}  # all that was evicted and did not come back
+        self.crowded_out: set[Prefix] = set()  # of those, what a full list of the evicted may have dropped
         self.uses: dict[Prefix, int] = {}  # when its last user left
         self.use = 0
         self.now_s = 0.0
@@ -99,13 +100,20 @@ class NaiveKV:
         )
 
     def must_remember(self, tokens: list[int], salt: bytes) -> bool:
-        """Whether the prefix was evicted, and less was used since than the list of the evicted can hold."""
-        loss = self.lost.get((salt, tuple(tokens)))
-        if loss is None:
-            return False
-        others = [other for other in self.lost.values() if other is not loss]
-        later = sum(other.use is None or loss.use is None or other.use > loss.use for other in others)
-        return later + len(self.idle) < self.kv.ghosts.limit
+        """Whether the prefix was evicted, and the list of the evicted had room for it ever since."""
+        prefix = salt, tuple(tokens)
+        return prefix in self.lost and prefix not in self.crowded_out
+
+    def _crowd_out(self) -> None:
+        """Notes what does not fit into the list of the idle and the evicted any more, oldest use first.
+
+        To be called whenever there are more of them: who is used again leaves room, but brings nothing back.
+        """
+        for prefix, loss in self.lost.items():
+            others = [other for other in self.lost.values() if other is not loss]
+            later = sum(other.use is None or loss.use is None or other.use > loss.use for other in others)
+            if later + len(self.idle) >= self.kv.ghosts.limit:
+                self.crowded_out.add(prefix)
 
     def _will_publish(self, request: Request, prefix: Prefix) -> bool:
         """Whether a running request has the prefix in its prompt and has not confirmed it in this life."""
@@ -174,6 +182,7 @@ class NaiveKV:
                 self.uses.update((prefix, self.use) for prefix, b in self.published.items() if b == block_id)
             else:
                 self.free.add(block_id)
+        self._crowd_out()
 
     def publish(self, request: Request, confirmed_before: int) -> None:
         """Publishes the blocks filled between two confirmations; whoever was first stays."""
@@ -195,6 +204,8 @@ class NaiveKV:
                 del self.published[prefix]
                 use = self.uses[prefix] if block_id not in self.held else None
                 self.lost[prefix] = Loss(self.now_s, cause, use)
+                self.crowded_out.discard(prefix)
+        self._crowd_out()
 
     def reset(self) -> None:
         for block_id in list(self.published.values()):

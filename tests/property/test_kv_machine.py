@@ -7,6 +7,9 @@ import pytest
 from tests.property.kv_machine import ConstantHashKVMachine, KVMachine, WeakHashKVMachine
 from tests.property.runs import run_machine
 
+# A failing case is shortened for up to 300 s before it is shown.
+pytestmark = pytest.mark.timeout(900)
+
 
 def test_kv_manager_does_what_the_naive_model_says(capsys: pytest.CaptureFixture[str]) -> None:
     steps = run_machine(KVMachine, examples=760, steps=100)
