@@ -93,7 +93,7 @@ def measure(
         run: count - before[run] for run, count in core.snapshot().step_runs.items() if count > before[run]
     }
     context = (context + context_of(core)) / 2
-    least_s = limits.least_decode_s(spec, batch, context, 2, limit)
+    least_s = limits.least_decode_s(spec, batch, context, limit)
     return {
         "model": args.model,
         "batch": batch,

@@ -44,11 +44,14 @@ def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / _least_s(lambda: a @ b, device)
 
 
-def least_decode_s(spec: ArchSpec, sequences: int, context: float, dtype_bytes: int, limits: Limits) -> float:
-    """Weights are read or multiplied, whichever takes longer; then all keys and values are read."""
+def least_decode_s(
+    spec: ArchSpec, sequences: int, context: float, limits: Limits, weight_bits: float = 16
+) -> float:
+    """Weights are read or multiplied, whichever takes longer; then keys and values of 16 bits are read."""
     weights = decode_weights(spec)
-    multiply_s = max(weights * dtype_bytes / limits.bytes_per_s, 2 * weights * sequences / limits.flops_per_s)
-    token_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype_bytes
+    read_s = weights * weight_bits / 8 / limits.bytes_per_s
+    multiply_s = max(read_s, 2 * weights * sequences / limits.flops_per_s)
+    token_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * 2
     return multiply_s + sequences * context * token_bytes / limits.bytes_per_s
 
 

@@ -4,6 +4,7 @@
     engines       how each server is installed, started and called
     serving       one running server: when it was ready, what it holds, what it spent
     loads         W1 to W4, and one run of one of them
+    bounds        what the hardware allows under each load
     statistics    medians, spread, ties; which runs were disturbed
     page          the tables of docs/performance.md
 

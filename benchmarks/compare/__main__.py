@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.compare.bounds import all_bounds, measure_limits
 from benchmarks.compare.checkpoints import MODELS
 from benchmarks.compare.engines import Engine
 from benchmarks.compare.loads import LOADS
@@ -36,11 +37,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
     loads = {name: LOADS[name].quick() if args.quick else LOADS[name] for name in args.workloads}
     plan = Plan(args.models, args.engines, loads, args.repeats, args.others_cores, args.attempts)
+    limits = measure_limits()
     head = {
         "machine": machine.describe(),
         "versions": {engine.server: engine.version() for engine in plan.engines},
         "models": plan.models,
         "loads": {name: str(load) for name, load in loads.items()},
+        "limits": limits._asdict(),
+        "bounds": all_bounds(plan.models, loads, limits),
         "repeats": plan.repeats,
         "limit_cores": plan.limit_cores,
         "attempts": plan.attempts,

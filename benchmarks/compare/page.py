@@ -57,20 +57,23 @@ def _conditions(content: dict[str, Any]) -> str:
 def _loads_table(content: dict[str, Any], runs: list[Row]) -> str:
     head = (
         "load", "engine", "output tok/s", "against the best peer", "first token p50 / p95, ms",
-        "its p95 against the best peer", "between tokens p50 / p95, ms", "cores taken by others",
+        "its p95 against the best peer", "between tokens p50 / p95, ms", "of the bound",
+        "cores taken by others",
     )  # fmt: skip
     rows = []
     for load in content["loads"]:
         of_load = [run for run in runs if run["load"] == load]
-        rows += [_load_row(load, engine, of_load) for engine in _unique(run["engine"] for run in of_load)]
+        bound = content.get("bounds", {}).get(runs[0]["model"], {}).get(runs[0]["group"], {}).get(load, 0.0)
+        engines = _unique(run["engine"] for run in of_load)
+        rows += [_load_row(load, engine, of_load, bound) for engine in engines]
     return _table(head, rows)
 
 
-def _load_row(load: str, engine: str, runs: list[Row]) -> list[str]:
+def _load_row(load: str, engine: str, runs: list[Row], bound: float) -> list[str]:
     own = [run for run in runs if run["engine"] == engine]
     good = [run for run in own if not run["fault"]]
     if not good:
-        return [load, engine, f"failed: {own[-1]['fault']}", "", "", "", "", ""]
+        return [load, engine, f"failed: {own[-1]['fault']}", *[""] * 6]
 
     def ms(name: str, digits: int) -> str:
         return f"{1000 * Summary.of([run[name] for run in good]).median:,.{digits}f}"
@@ -84,6 +87,7 @@ def _load_row(load: str, engine: str, runs: list[Row]) -> list[str]:
         f"{ms('ttft_p50_s', 0)} / {ms('ttft_p95_s', 0)}",
         _against_peers(engine, runs, "ttft_p95_s", higher_is_better=False),
         f"{ms('gap_p50_s', 1)} / {ms('gap_p95_s', 1)}",
+        f"{speed.median / bound:.0%}" if bound else "",
         f"{Summary.of([run['others_cores'] for run in good]).median:.2f}",
     ]
 

@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 from benchmarks import processes
 from benchmarks.compare import gguf_files, page
 from benchmarks.compare.__main__ import main
+from benchmarks.compare.bounds import most_tokens_per_s
 from benchmarks.compare.checkpoints import END, vocabulary, write_checkpoint
 from benchmarks.compare.engines import UNQUANTISED, Engine, fastest_type
 from benchmarks.compare.loads import Figures, Load, figures
 from benchmarks.compare.measure import Findings, Plan, Rounds
 from benchmarks.compare.serving import DidNotStart, Launch, Running, last_words, running
 from benchmarks.compare.statistics import Summary, compare, undisturbed
-from benchmarks.models import CONFIGS
+from benchmarks.limits import Limits, decode_weights
+from benchmarks.models import CONFIGS, read_spec
 from engine.text.tokenizer import Tokenizer
 from server.bench.client import Record, RequestError
 from server.bench.options import BenchOptions, LengthRange
@@ -148,6 +150,7 @@ def measured(*engines: str, file: Path | None = None, measure: Any = fake_measur
         "versions": {"quire": "abc"},
         "models": ["110m"],
         "loads": {name: str(load) for name, load in LOADS.items()},
+        "bounds": {"110m": {UNQUANTISED: {"W2": 400.0}}},
         "repeats": 3,
         "limit_cores": 0.1,
         "attempts": 2,
@@ -192,7 +195,24 @@ def test_the_page_compares_quire_with_the_best_peer() -> None:
     text = page.render(measured(*THREE))
     (row,) = [line for line in text.splitlines() if line.startswith("| W2 | quire |")]
     assert "| 200 (200-200) | 2.00 x llama.cpp:f16: ahead | 100 / 200 |" in row
+    assert row.endswith("| 50% | 0.00 |")
     assert "| vllm:float32 | 2.0 (2.0-2.0) | 3 |" in text
+
+
+def test_the_bound_counts_weights_prompts_and_keys() -> None:
+    spec = read_spec("110m")
+    reading = Limits(bytes_per_s=1e9, flops_per_s=1e30)
+    weights = decode_weights(spec)
+    kv_bytes = 2 * 12 * 4 * 64 * 2 * 2 * (8 + 10 + 4 / 2)  # of two clients, by half of their four tokens
+    step_s = (weights * 12 / 8 + kv_bytes) / 1e9
+    assert most_tokens_per_s(Load(2, 6, 8, 4, shared_len=10), spec, 12, reading) == pytest.approx(2 / step_s)
+
+    multiplying = Limits(bytes_per_s=1e30, flops_per_s=1e9)
+    layers = weights - 768 * 32_000
+    prompts = 2 * layers * (6 * 8 + 10) + 4 * 12 * 12 * 64 * (10 * 10 / 2 + 6 * 8 * (10 + 8 / 2))
+    total_s = (prompts + 6 * 4 * 2 * weights) / 1e9
+    found = most_tokens_per_s(Load(2, 6, 8, 4, shared_len=10), spec, 12, multiplying)
+    assert found == pytest.approx(6 * 4 / total_s)
 
 
 def test_a_failed_run_is_said_and_not_averaged() -> None:

@@ -28,9 +28,8 @@ def test_decode(tmp_path: Path) -> None:
     for row in record["results"]:
         assert row["all_graphs"] and row["runs"] == {"graph decode": 12}
         assert row["context"] > 40 and row["step_ms"] > 0
-        bound_s = limits.least_decode_s(
-            read_spec("tiny"), row["batch"], row["context"], 2, limits.Limits(**record["limits"])
-        )
+        limit = limits.Limits(**record["limits"])
+        bound_s = limits.least_decode_s(read_spec("tiny"), row["batch"], row["context"], limit)
         assert row["share_of_bound"] == pytest.approx(bound_s / row["step_ms"] * 1e3)
 
 
@@ -62,7 +61,7 @@ def test_bounds_are_those_worked_out_by_hand() -> None:
         ("llama-3.1-8b", 1, 3.52),
         ("llama-3.1-8b", 256, 12.9),  # more rows than the bandwidth can feed: the products take longer
     ):
-        least_s = limits.least_decode_s(read_spec(model), batch, 1024, 2, h200)
+        least_s = limits.least_decode_s(read_spec(model), batch, 1024, h200)
         assert 1e3 * least_s == pytest.approx(least_ms, rel=0.02)
 
 
