@@ -10,9 +10,10 @@ import torch
 
 from engine.model.arch import ArchSpec
 
-_COPY_BYTES = {"cuda": 4 << 30, "cpu": 32 << 20}
-_MATRIX = {"cuda": 8192, "cpu": 512}
+_COPY_BYTES = {"cuda": 4 << 30, "cpu": 512 << 20}
+_MATRIX = {"cuda": 8192, "cpu": 1024}
 _REPEATS = 10
+_MOST_S = 1.0  # no more repeats after this; bf16 on a CPU without its instructions takes that for one
 
 
 class Limits(NamedTuple):
@@ -71,8 +72,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def _least_s(call: Callable[[], object], device: torch.device) -> float:
-    times = []
-    for _ in range(_REPEATS):
+    times: list[float] = []
+    while len(times) < _REPEATS and sum(times) < _MOST_S:
         synchronize(device)
         before = time.perf_counter()
         call()

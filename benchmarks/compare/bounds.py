@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import limits
 from benchmarks.compare.checkpoints import MODELS
-from benchmarks.compare.engines import UNQUANTISED
+from benchmarks.compare.engines import UNQUANTISED, cpu_has_bf16
 from benchmarks.compare.loads import Load
 from benchmarks.limits import Limits, decode_weights, least_decode_s
 from benchmarks.models import read_spec
@@ -25,9 +25,8 @@ WEIGHT_BITS = {UNQUANTISED: 12.0, "8 bits": 8.0, "4 bits": 4.5}
 
 def measure_limits() -> Limits:
     """Of this CPU, in the type that it multiplies fastest in."""
-    device = torch.device("cpu")
-    found = [limits.measure(device, dtype) for dtype in (torch.float32, torch.bfloat16)]
-    return max(found, key=lambda limit: limit.flops_per_s)
+    dtype = torch.bfloat16 if cpu_has_bf16() else torch.float32
+    return limits.measure(torch.device("cpu"), dtype)
 
 
 def all_bounds(
