@@ -23,6 +23,8 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from engine.config import EngineConfig
 from engine.errors import InvalidRequest
 from engine.grammar import Grammar, Grammars, Matcher
@@ -73,6 +75,7 @@ class EngineCore:
             StopRules(model.eos_token_ids),
             clock=clock,
         )
+        self._token_ids = np.array(range(model.vocab_size), dtype=object)
         self._showcase = Showcase(self.kv)
         self._executor = executor
         self._random = random.SystemRandom() if model.seed is None else random.Random(model.seed)
@@ -100,7 +103,8 @@ class EngineCore:
         prompt = _token_ids(prompt_ids)
         self._limits.check_prompt(prompt)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
-        token_ids = prompt.tolist()  # once: the choices share the numbers
+        # Not `tolist`, which makes a number of each: 25 ms and 20 MB for 650,000 tokens.
+        token_ids = self._token_ids[np.asarray(prompt)].tolist()
         leader, *followers = (
             Request(
                 request_id,
@@ -127,7 +131,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._in_flight)
+        return self.scheduler.has_work or bool(self._in_flight) or self.kv.num_leaving > 0
 
     def step(self) -> list[TokenOutput]:
         """Launches the next step and sees the oldest one's tokens, once enough are in flight.
@@ -277,7 +281,7 @@ class EngineCore:
 
     def _check_idle(self) -> None:
         """What costs nothing is checked whenever nothing runs, before anything changes."""
-        if self.kv.pool.num_in_use:
+        if self.kv.pool.num_in_use and not self.kv.num_leaving:
             raise AssertionError(f"nothing runs, and {self.kv.pool.num_in_use} KV blocks are still in use")
 
 

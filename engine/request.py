@@ -79,6 +79,7 @@ class Request:
         stop_ids: tokens that end it, the model's own end of turn included.
         order: (priority, arrival): the smaller is admitted earlier, and preempted later.
         row: the executor's row, from admission on, else -1. `started` once the executor was told.
+        adopting: admitted, and not all blocks of its prefix hit are its own yet; nothing is computed before.
         followers: on the first choice, the others that wait for its prompt to be computed.
         prompt_logprobs: collected by the choice that computes the prompt, None once handed over.
         embedding: of the prompt, once it is there.
@@ -100,11 +101,11 @@ class Request:
     """
 
     __slots__ = (
-        "account", "admitted_s", "arrival_s", "block_ids", "block_keys", "cached_tokens", "compute_limit",
-        "computed", "confirmed", "copy_source", "embedding", "explain", "first_token_s", "followers",
-        "in_flight", "index", "lost_tokens", "matcher", "max_output", "num_published", "number", "order",
-        "params", "preemptions", "prompt_len", "prompt_logprobs", "report", "request_id", "row", "scope",
-        "seed", "started", "status", "stop_ids", "token_ids",
+        "account", "admitted_s", "adopting", "arrival_s", "block_ids", "block_keys", "cached_tokens",
+        "compute_limit", "computed", "confirmed", "copy_source", "embedding", "explain", "first_token_s",
+        "followers", "in_flight", "index", "lost_tokens", "matcher", "max_output", "num_published", "number",
+        "order", "params", "preemptions", "prompt_len", "prompt_logprobs", "report", "request_id", "row",
+        "scope", "seed", "started", "status", "stop_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -143,6 +144,7 @@ class Request:
         self.copy_source: int | None = None
         self.row = -1
         self.started = False
+        self.adopting = False
         self.followers: list[Request] = []
         collects = params.prompt_logprobs is not None and index == 0
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if collects else None

@@ -21,10 +21,20 @@ ACTUAL_SIZE = WHATIF_SIZES.index(1.0)
 
 
 def check(
-    pool: BlockPool, prefix: PrefixCache, ghosts: Ghosts, block_size: int, requests: Sequence[Request]
+    pool: BlockPool,
+    prefix: PrefixCache,
+    ghosts: Ghosts,
+    block_size: int,
+    requests: Sequence[Request],
+    leaving: Sequence[int] = (),
 ) -> None:
-    """Raises AssertionError where pool, prefix cache, page tables and memory of the past do not add up."""
+    """Raises AssertionError where pool, prefix cache, page tables and memory of the past do not add up.
+
+    Args:
+        leaving: blocks that requests which have left still hold, once for each.
+    """
     holders = Counter(block_id for request in requests for block_id in _held(request))
+    holders.update(leaving)
     _check_pool(pool, holders)
     _check_map(pool, prefix)
     _check_facts(pool, prefix, requests)

@@ -134,9 +134,8 @@ def whatif_hits(
     """
     found = [limit] * ghosts.nowhere
     smallest = 0  # of the sizes that had everything so far
-    for index, digest in enumerate(prefix.digests(request, limit)):
-        zone = ghosts.zone(digest)
-        if zone < 0 and index >= hit_blocks and not prefix.has_digest(digest):
+    for index, zone in enumerate(ghosts.zones(prefix.digests(request, limit))):
+        if zone < 0 and index >= hit_blocks and not prefix.has_digest(request.block_keys[index].digest):
             zone = ghosts.nowhere
         if zone > smallest:
             found[smallest:zone] = [index] * (zone - smallest)

@@ -38,7 +38,7 @@ _ZONE = (1 << _ZONE_BITS) - 1
 
 
 class Ghost(NamedTuple):
-    """One entry, as the audit sees it. `zone`: the smallest size that has it, as in `Ghosts.zone`."""
+    """One entry, as the audit sees it. `zone`: the smallest size that has it, as in `Ghosts.zones`."""
 
     key: int
     zone: int
@@ -141,16 +141,15 @@ class Ghosts:
 
     # ---- asking
 
-    def zone(self, digest: bytes) -> int:
-        """The index of the smallest size that has the content, `nowhere` where none has; -1: not listed."""
-        table, keys, mask = self._table, self._keys, self._mask
-        key = hash(digest)
-        at = key & mask
-        while slot := table[at]:
-            if keys[slot] == key:
-                return self._state[slot] & _ZONE
-            at = (at + 1) & mask
-        return -1
+    def zones(self, digests: Iterable[bytes]) -> Iterator[int]:
+        """Of each content the index of the smallest size that has it, `nowhere` where none has; -1: not
+        listed."""
+        table, keys, state, mask = self._table, self._keys, self._state, self._mask
+        for key in map(hash, digests):
+            at = key & mask
+            while (slot := table[at]) and keys[slot] != key:
+                at = (at + 1) & mask
+            yield state[slot] & _ZONE if slot else -1
 
     def recall(self, digest: bytes) -> tuple[float, EvictionCause] | None:
         """When and why the content was evicted, if it is remembered."""

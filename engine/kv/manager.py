@@ -9,6 +9,7 @@ A request's blocks:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from engine.kv.block_pool import BlockPool
 from engine.kv.counts import CacheCounts
 from engine.kv.explain import Explainer, whatif_hits
 from engine.kv.ghosts import Ghosts
+from engine.kv.leaving import Leaving
 from engine.kv.page_table import blocks_for, split_for_fork
 from engine.kv.prefix import Digest, PrefixCache, Published, sha256_digest
 from engine.request import Request
@@ -26,9 +28,11 @@ from engine.views import CacheReport, CacheScope, EvictionCause, MissReason
 
 
 class PrefixHit(NamedTuple):
-    """What `match` found. Valid until the next call that takes or releases blocks.
+    """What `match` found beyond what the request holds. Valid until the next call that takes or releases
+    blocks.
 
     Attributes:
+        tokens: in all that it will hold.
         idle_blocks: how many of them nobody uses: adopting these makes room scarcer.
     """
 
@@ -37,8 +41,9 @@ class PrefixHit(NamedTuple):
     idle_blocks: int
 
 
-# Hashed between two steps, in 3 ms or so: more than a prompt of most contexts has.
-PREPARED_BLOCKS = 2048
+# Hashed, adopted, published or given back in one step, in 3 to 5 us each: more than most contexts have. The
+# rest of a longer one waits for the next steps, so that others' tokens do not wait for it.
+BLOCKS_PER_STEP = 2048
 NO_HIT = PrefixHit((), 0, 0)
 
 
@@ -52,6 +57,7 @@ class KVManager:
         counts: what was looked up, found and evicted.
         ghosts: what was evicted, and what other sizes of pool would have.
         now_s: the time of this step, see `tick`.
+        blocks_per_step: see BLOCKS_PER_STEP; tests set it lower.
     """
 
     def __init__(self, config: CacheConfig, digest: Digest = sha256_digest) -> None:
@@ -62,13 +68,27 @@ class KVManager:
         self.counts = CacheCounts()
         self.ghosts = Ghosts(self.pool.num_blocks if config.prefix_caching else 0)
         self.now_s = 0.0
+        self.blocks_per_step = self._allowance = BLOCKS_PER_STEP
+        self._leaving: deque[Leaving] = deque()
         self._running: dict[Request, None] = {}  # admitted, and may publish more
         self._explainer = Explainer(config.block_size, self.prefix, self.ghosts, self._running.keys())
 
     def tick(self, now_s: float) -> None:
-        """Sets the time; once per step is often enough. It only ever grows."""
+        """Sets the time, which only ever grows; once per step is often enough. Until the next tick no more
+        than `blocks_per_step` are handled of what can wait."""
         self.now_s = now_s
         self.pool.facts.now_ds = int(now_s * 10)
+        self._allowance = self.blocks_per_step
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether what can wait has to wait for the next step."""
+        return self._allowance == 0
+
+    @property
+    def num_leaving(self) -> int:
+        """Requests that have ended and still hold blocks."""
+        return len(self._leaving)
 
     @property
     def capacity_tokens(self) -> int:
@@ -90,8 +110,15 @@ class KVManager:
         return self.prefix_caching and request.prompt_logprobs is None and not pools_all
 
     def prepare(self, request: Request) -> bool:
-        """Hashes a part of a long prompt, before it is looked up; False while there is more to hash."""
-        return not self.prefix_caching or self.prefix.hash_blocks(request, PREPARED_BLOCKS)
+        """Hashes a part of a long prompt, before it is looked up; False where that must wait for a later
+        step: there is more to hash, or so much was hashed that looking it up is work enough for one step."""
+        full_blocks = len(request.token_ids) // self.block_size if self.prefix_caching else 0
+        missing = full_blocks - len(request.block_keys)
+        if missing <= 0:
+            return True
+        granted = self._grant(missing)
+        self.prefix.hash_blocks(request, granted)
+        return granted == missing and full_blocks <= self.blocks_per_step
 
     def match(self, request: Request) -> PrefixHit:
         """Looks up the request's tokens. Changes nothing.
@@ -101,8 +128,9 @@ class KVManager:
         """
         if not self.reads_prefix(request):
             return NO_HIT
-        found = self.prefix.find(request, (len(request.token_ids) - 1) // self.block_size)
-        return PrefixHit(tuple(found), len(found) * self.block_size, self.pool.count_idle(found))
+        held = len(request.block_ids)
+        found = self.prefix.find(request, held, (len(request.token_ids) - 1) // self.block_size)
+        return PrefixHit(tuple(found), (held + len(found)) * self.block_size, self.pool.count_idle(found))
 
     def account(self, request: Request, hit: PrefixHit) -> CacheReport:
         """Explains and counts the hit of a request admitted for the first time, before it is adopted.
@@ -133,15 +161,22 @@ class KVManager:
             return CacheReport(request.prompt_len, 0, reason, 0)
         return self._explainer.report(request, len(hit.block_ids), self.now_s)
 
-    def adopt(self, request: Request, hit: PrefixHit) -> None:
-        """Starts an empty page table with the blocks of a hit."""
-        woken = self.pool.share(hit.block_ids)
+    def adopt(self, request: Request, hit: PrefixHit) -> bool:
+        """Puts the blocks of a hit into the page table of a request for which nothing was computed yet.
+
+        Returns:
+            Whether those were all. Else the request is to be matched again and to adopt the rest in the
+            next step; until then nobody keeps that for it.
+        """
+        adopted = hit.block_ids[: self._grant(len(hit.block_ids))]
+        woken = self.pool.share(adopted)
         self.ghosts.used(self.prefix.digests_of(woken))
         self.ghosts.taken(self.pool.num_in_use)
         self._running[request] = None
-        request.block_ids = list(hit.block_ids)
-        request.num_published = len(hit.block_ids)
-        request.computed = request.confirmed = hit.tokens
+        request.block_ids += adopted
+        request.num_published = len(request.block_ids)
+        request.computed = request.confirmed = request.num_published * self.block_size
+        return len(adopted) == len(hit.block_ids)
 
     def reserve(self, request: Request, total_tokens: int) -> tuple[int, ...] | None:
         """Extends the page table to hold `total_tokens`.
@@ -152,6 +187,8 @@ class KVManager:
         missing = blocks_for(total_tokens, self.block_size) - len(request.block_ids)
         if missing <= 0:
             return ()
+        while self._leaving and missing > self.pool.num_available:  # scarce: this cannot wait
+            self._let_go(missing)
         inherits = request.copy_source is not None and self.pool.ref(request.copy_source) == 1
         if missing - inherits > self.pool.num_available:
             return None
@@ -165,15 +202,12 @@ class KVManager:
         return tuple(new)
 
     def commit(self, request: Request) -> None:
-        """Publishes the blocks that `confirmed` has filled since the last call."""
-        full_blocks = request.confirmed // self.block_size
-        if full_blocks <= request.num_published or not self.prefix_caching:
-            return
-        published = self.prefix.publish(request, request.num_published, full_blocks)
-        self.pool.keep(published.block_ids)
-        self._join(published)
-        self.ghosts.used(self.prefix.digests_of(published.block_ids))
-        request.num_published = full_blocks
+        """Publishes the blocks that `confirmed` has filled, as many as this step may."""
+        missing = self._publishable(request)
+        if missing > 0:
+            first = request.num_published
+            request.num_published += self._grant(missing)
+            self._publish(request, request.block_ids, first, request.num_published)
 
     def fork(self, leader: Request, follower: Request) -> None:
         """Gives the follower the leader's computed prompt, all but the last token. See `split_for_fork`."""
@@ -201,14 +235,25 @@ class KVManager:
         return source, request.block_ids[split_for_fork(request.prompt_len, self.block_size).shared_blocks]
 
     def release(self, request: Request) -> None:
-        """Takes every block back, the tail first, so that the head of a chain is evicted last."""
+        """Takes every block back, once what is left to publish is published: as many as this step may, the
+        others by and by. See `Leaving`."""
         if request.copy_source is not None:
             self._drop([request.copy_source])
             request.copy_source = None
-        self._drop(request.block_ids[::-1])
+        if request.block_ids:
+            first = request.num_published
+            self._leaving.append(
+                Leaving(request, request.block_ids, first, first + self._publishable(request))
+            )
         request.block_ids = []
         request.num_published = 0
         self._running.pop(request, None)
+        self.settle()
+
+    def settle(self) -> None:
+        """Takes back blocks of those that have left, as many as this step may."""
+        while self._leaving and (granted := self._grant(self._leaving[0].work)):
+            self._let_go(granted)
 
     def reset_prefix_cache(self) -> None:
         """Forgets all content. Blocks in use stay with their requests, which do not publish them again."""
@@ -248,7 +293,34 @@ class KVManager:
         Raises:
             AssertionError: naming what does not add up; our own bug.
         """
-        audit.check(self.pool, self.prefix, self.ghosts, self.block_size, list(requests))
+        held = [block_id for leaving in self._leaving for block_id in leaving.block_ids]
+        audit.check(self.pool, self.prefix, self.ghosts, self.block_size, list(requests), held)
+
+    def _grant(self, wanted: int) -> int:
+        granted = max(min(wanted, self._allowance), 0)
+        self._allowance -= granted
+        return granted
+
+    def _publishable(self, request: Request) -> int:
+        """Blocks that are full, confirmed and not published."""
+        return request.confirmed // self.block_size - request.num_published if self.prefix_caching else 0
+
+    def _publish(self, request: Request, block_ids: Sequence[int], first: int, end: int) -> None:
+        published = self.prefix.publish(request, block_ids, first, end)
+        self.pool.keep(published.block_ids)
+        self._join(published)
+        self.ghosts.used(self.prefix.digests_of(published.block_ids))
+
+    def _let_go(self, blocks: int) -> None:
+        """Handles so many blocks, or fewer, of the request that left first."""
+        leaving = self._leaving[0]
+        span = leaving.publish_next(blocks)
+        if span is not None:
+            self._publish(leaving.request, leaving.block_ids, *span)
+            return
+        self._drop(leaving.drop_next(blocks))
+        if not leaving.block_ids:
+            self._leaving.popleft()
 
     def _inherit(self, request: Request) -> None:
         """Nobody else is left to read the tail block: the last one needs no copy of it. This also

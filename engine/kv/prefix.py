@@ -73,18 +73,17 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def hash_blocks(self, request: Request, most: int) -> bool:
-        """Hashes `most` of the request's full blocks, so that less is to do later; False: there are more."""
-        full_blocks = len(request.token_ids) // self._block_size
-        self._hash(request, min(full_blocks, len(request.block_keys) + most))
-        return len(request.block_keys) >= full_blocks
+    def hash_blocks(self, request: Request, blocks: int) -> None:
+        """Hashes the next of the request's full blocks, so that less is to do later."""
+        self._hash(request, len(request.block_keys) + blocks)
 
-    def find(self, request: Request, max_blocks: int) -> list[int]:
-        """Returns the published blocks that hold the request's first tokens, `max_blocks` at most."""
+    def find(self, request: Request, first: int, end: int) -> list[int]:
+        """Returns the published blocks that hold the request's tokens from its block `first` on, as far as
+        there are any, before `end`. Those before `first` were found earlier."""
         found: list[int] = []
         keys, entries = request.block_keys, self._entries
-        parent: BlockKey | None = None
-        for index in range(max_blocks):
+        parent = keys[first - 1] if first else None
+        for index in range(first, end):
             key = keys[index] if index < len(keys) else self._key(request, index)
             key.parent = parent
             entry = entries.get(key.digest)
@@ -113,8 +112,11 @@ class PrefixCache:
             return (key.digest for key in islice(keys, blocks))
         return (self._key(request, index).digest for index in range(blocks))
 
-    def publish(self, request: Request, first: int, end: int) -> Published:
+    def publish(self, request: Request, block_ids: Sequence[int], first: int, end: int) -> Published:
         """Enters the request's blocks from `first` on, before `end`, whose tokens are all computed.
+
+        Args:
+            block_ids: its page table; it may have given it up since.
 
         Where other content owns the digest or another block has this content, the first stays.
         """
@@ -123,7 +125,7 @@ class PrefixCache:
         published = Published([], [], [])
         parent_id = self._block_of(keys[first - 1]) if first else 0
         for index in range(first, end):
-            key, block_id = keys[index], request.block_ids[index]
+            key, block_id = keys[index], block_ids[index]
             if index:  # as in `find`: the comparison ends where the request holds a published key itself
                 key.parent = keys[index - 1]
             entry = entries.get(key.digest)

@@ -98,6 +98,8 @@ def _serve(link: Link) -> int:
     # What is there now stays: without it a full collection, which stops every stream, takes no 0.08 s.
     gc.collect()
     gc.freeze()
+    # And what comes and stays is mostly published blocks, in no cycles: a look at 40,000 takes 10 ms.
+    gc.set_threshold(700, 10, 1000)
     link.send(frames.Ready(info))
     loop.run()
     return 0

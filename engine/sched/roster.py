@@ -36,8 +36,8 @@ class Roster:
         return len(self._free_rows) > len(leader.followers)
 
     def begin(self, leader: Request, hit: PrefixHit) -> None:
-        """Moves a request from the queue to the running ones, with the blocks of its prefix hit."""
-        self._kv.adopt(leader, hit)
+        """Moves a request from the queue to the running ones, with blocks of its prefix hit."""
+        leader.adopting = not self._kv.adopt(leader, hit)
         self.waiting.remove(leader)
         for choice in (leader, *leader.followers):
             choice.row = self._free_rows.pop()
@@ -99,7 +99,7 @@ class Roster:
             if choice.row >= 0:
                 self._free_rows.append(choice.row)
                 choice.row = -1
-        request.started = False
+        request.started = request.adopting = False
 
 
 def expendable(choice: Request) -> Request:

@@ -48,8 +48,6 @@ RETRY_AFTER_S = 1.0
 # Admission leaves one block free for each so many running requests: of those that decode, about a
 # quarter asks for its next block within a quarter of a block's tokens.
 RUNNING_PER_SPARE_BLOCK = 4
-# Admissions of a step end with the one that finds so many blocks: each takes some 2 us.
-MOST_FOUND_BLOCKS = 8192
 
 
 class Scheduler:
@@ -166,6 +164,7 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plans the next step and counts it as done; None where there is nothing to compute now."""
         self.tick()
+        self.kv.settle()
         draft = StepDraft(self._config.max_num_batched_tokens)
         longer = self._plan_singles(draft)
         owed_blocks = self._plan_longer(longer, draft)
@@ -251,7 +250,9 @@ class Scheduler:
         """Plans requests that are behind; returns the blocks they will still ask for to catch up."""
         owed_blocks = 0
         for request in requests:
-            if draft.budget.left and request.status is Status.RUNNING:
+            if request.adopting and request.status is Status.RUNNING:
+                self._adopt_more(request)
+            if draft.budget.left and request.status is Status.RUNNING and not request.adopting:
                 self._extend(request, request.remaining, draft)
             if request.status is Status.RUNNING:
                 owed_blocks += self._owed(request)
@@ -260,8 +261,7 @@ class Scheduler:
     def _admit(self, draft: StepDraft, owed_blocks: int) -> None:
         """Admits from the queue's head while rows, blocks and budget last, and nobody was preempted."""
         waiting = self.roster.waiting
-        found_blocks = 0
-        while len(waiting) and draft.budget.left and not draft.preempted and found_blocks < MOST_FOUND_BLOCKS:
+        while len(waiting) and draft.budget.left and not draft.preempted and not self.kv.is_busy:
             request = waiting.peek()
             try:
                 if not self.roster.has_rows(request) or not self.kv.prepare(request):
@@ -271,12 +271,22 @@ class Scheduler:
                     return
                 self._account(request, hit)
                 self.roster.begin(request, hit)
-                found_blocks += len(hit.block_ids)
             except Exception:
                 self._fault(request)
                 continue
-            self._extend(request, request.remaining, draft)
+            if not request.adopting:
+                self._extend(request, request.remaining, draft)
             owed_blocks += self._owed(request)
+
+    def _adopt_more(self, request: Request) -> None:
+        """Goes on with a prefix hit that was too long for one step."""
+        try:
+            request.adopting = not self.kv.adopt(request, self.kv.match(request))
+        except Exception:
+            self._fault(request)
+            return
+        if not request.preemptions:  # some of what was found may have been evicted since
+            request.cached_tokens = request.computed
 
     def _has_room(self, request: Request, hit: PrefixHit, budget_tokens: int, owed_blocks: int) -> bool:
         """Whether admitting the request would not soon cost somebody else his blocks.

@@ -179,7 +179,7 @@ def a_hit_takes_a_partial_block(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def match(self: KVManager, request: Request) -> Any:
         hit = original(self, request)
-        found = self.prefix.find(request, len(request.token_ids) // self.block_size)
+        found = self.prefix.find(request, 0, len(request.token_ids) // self.block_size)
         idle = self.pool.count_idle(found)
         return hit._replace(
             block_ids=tuple(found), tokens=len(found) * self.block_size, idle_blocks=idle
@@ -191,7 +191,9 @@ def a_hit_takes_a_partial_block(monkeypatch: pytest.MonkeyPatch) -> None:
 @caught_by(KVMachine)
 def a_block_is_published_before_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     def commit(self: KVManager, request: Request) -> None:
-        published = self.prefix.publish(request, request.num_published, len(request.block_ids))
+        published = self.prefix.publish(
+            request, request.block_ids, request.num_published, len(request.block_ids)
+        )
         self.pool.keep(published.block_ids)
         request.num_published = len(request.block_ids)
 

@@ -83,6 +83,7 @@ class Replay:
         waiting = iter(enumerate(trace))
         running = [self.life(turn, index) for index, turn in (next(waiting) for _ in range(lanes))]
         while running:
+            self.kv.tick(self.kv.now_s + 1)
             for lane in tuple(running):
                 if next(lane, None) is None:
                     running.remove(lane)

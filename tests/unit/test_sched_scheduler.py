@@ -109,33 +109,74 @@ class TestOrder:
 class TestLongPrompts:
     """What one of them costs in a step is bounded, so that others' next tokens come in time."""
 
-    def test_it_is_hashed_in_pieces_before_it_is_admitted(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("engine.kv.manager.PREPARED_BLOCKS", 2)
-        core, executor = make(num_blocks=65)
+    def make(self, num_blocks: int = 65) -> tuple[EngineCore, Recorder]:
+        core, executor = make(num_blocks=num_blocks)
+        core.kv.blocks_per_step = 2
+        return core, executor
+
+    def test_it_is_hashed_in_pieces_and_then_looked_up(self) -> None:
+        core, executor = self.make()
         core.add("short", [2, 3], STEADY)
         core.step()
         core.add("long", range(2, 24), STEADY)  # 5 full blocks
         outputs = finish(core)
-        assert [len(plan.sequences) for plan in executor.plans[:4]] == [1, 1, 1, 2]
+        assert [len(plan.sequences) for plan in executor.plans[:5]] == [1, 1, 1, 1, 2]
         assert tokens(outputs, "long") == expected_choice([*range(2, 24)], STEADY, 0, 6).token_ids
 
-    def test_alone_it_waits_for_nobody_but_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("engine.kv.manager.PREPARED_BLOCKS", 1)
-        core, executor = make(num_blocks=65)
+    def test_alone_it_waits_for_nobody_but_itself(self) -> None:
+        core, executor = self.make()
         core.add("long", range(2, 24), STEADY)
-        assert [core.step() for _ in range(4)] == [[]] * 4 and not executor.plans
+        assert [core.step() for _ in range(3)] == [[]] * 3 and not executor.plans
         assert tokens(finish(core), "long") == expected_choice([*range(2, 24)], STEADY, 0, 6).token_ids
 
-    def test_long_hits_are_admitted_one_a_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("engine.sched.scheduler.MOST_FOUND_BLOCKS", 3)
-        core, executor = make(num_blocks=65)
+    def test_it_is_published_and_given_back_in_pieces(self) -> None:
+        core, _ = self.make()
+        brief = SamplingParams(max_tokens=1, ignore_eos=True)
+        core.add("long", range(2, 24), brief)
+        while not any(output.finish_reason for output in core.step()):
+            core.check()
+        seen = []
+        while core.has_work:
+            seen.append((core.kv.pool.num_in_use, len(core.kv.prefix)))
+            core.step()
+            core.check()
+        assert seen == [(6, 2), (6, 4), (5, 5), (3, 5), (1, 5)]
+        assert core.kv.pool.num_in_use == 0 and core.kv.pool.num_idle == 5
+
+    def test_what_it_has_still_to_give_back_is_given_at_once_to_who_needs_it(self) -> None:
+        core, _ = self.make(num_blocks=9)
+        core.add("long", range(2, 24), SamplingParams(max_tokens=1, ignore_eos=True))
+        core.add("other", [2, 3], SamplingParams(max_tokens=28, ignore_eos=True))
+        outputs = finish(core)
+        assert len(tokens(outputs, "other")) == 28 and core.snapshot().preemptions == 0
+
+    def test_a_long_hit_is_adopted_in_pieces(self) -> None:
+        core, executor = self.make()
         core.add("first", range(2, 24), STEADY)
         finish(core)
         executor.plans.clear()
-        for name in "abc":
-            core.add(name, range(2, 24), STEADY)
+        core.add("short", [2, 3], SamplingParams(max_tokens=20, ignore_eos=True))
+        core.step()
+        core.add("again", range(2, 24), STEADY)
+        outputs = finish(core)
+        assert [len(plan.sequences) for plan in executor.plans[:7]] == [1, 1, 1, 1, 1, 1, 2]
+        assert shape(executor.plans[6])[1] == (1, 20, 2)
+        assert {o.cached_tokens for o in outputs if o.request_id == "again"} == {20}
+        assert tokens(outputs, "again") == expected_choice([*range(2, 24)], STEADY, 0, 6).token_ids
+
+    def test_a_hit_that_is_forgotten_meanwhile_is_computed(self) -> None:
+        core, executor = self.make()
+        core.add("first", range(2, 24), STEADY)
         finish(core)
-        assert [len(plan.row_starts) for plan in executor.plans[:4]] == [1, 1, 1, 0]
+        core.add("again", range(2, 24), STEADY)
+        while core.snapshot().running == 0:
+            core.step()
+        executor.plans.clear()
+        core.reset_prefix_cache()
+        outputs = finish(core)
+        assert shape(executor.plans[0]) == [(0, 8, 14)]
+        assert {o.cached_tokens for o in outputs if o.request_id == "again"} == {8}
+        assert tokens(outputs, "again") == expected_choice([*range(2, 24)], STEADY, 0, 6).token_ids
 
 
 class TestPriority:
