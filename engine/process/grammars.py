@@ -7,6 +7,9 @@ what compiles it, and how many are asked for at once by the clients.
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # One that is hard does not keep the others waiting.
 THREADS = 2
+# How far behind the engine's steps its threads stand in line for a core, as `nice` counts.
+NICENESS = 10
 
 Done = Callable[[str | None], None]
 
@@ -30,7 +35,7 @@ class GrammarDesk:
 
     def __init__(self, grammars: Grammars | None) -> None:
         self._grammars = grammars
-        self._threads = ThreadPoolExecutor(THREADS, "grammar")
+        self._threads = ThreadPoolExecutor(THREADS, "grammar", _yield_to_steps)
 
     def must_compile(self, grammar: Grammar | None) -> bool:
         """Whether to ask `compile` before a request with it is added. Without grammars the core refuses."""
@@ -56,3 +61,9 @@ class GrammarDesk:
             log.exception("a grammar could not be compiled")
             problem = "The engine could not compile this grammar."
         done(problem)
+
+
+def _yield_to_steps() -> None:
+    """Where cores are few, this thread gets one when no step wants it. On Linux threads have it each."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
