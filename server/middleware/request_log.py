@@ -27,6 +27,7 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 MAX_PATH_CHARS = 128
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 # Asked every few seconds by probes: lines of no news.
+_ANTHROPIC = "/v1/messages"  # whose clients read the id under a name of their own
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -64,7 +65,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = trail.request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = trail.request_id
+                if scope["path"].startswith(_ANTHROPIC):
+                    headers["request-id"] = trail.request_id
             await send(message)
 
         self._metrics.active_requests += 1

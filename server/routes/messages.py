@@ -14,7 +14,7 @@ from server.render import Choice, Frames, Head, encode
 from server.render_messages import MessageStream, reply
 from server.render_pieces import PiecesChoice
 from server.routes.api import Reports
-from server.routes.common import check_model, conversation, read_body, read_question
+from server.routes.common import read_body, read_question
 from server.routes.translated import TranslatedApi
 from server.schema.chat import ChatRequest
 from server.schema.common import parse
@@ -55,17 +55,11 @@ class MessagesApi(TranslatedApi):
         return reply(head, generation, choice, cache)
 
     async def count(self, http: Request) -> Response:
-        """Answers without running the prompt.
-
-        Raises:
-            ApiError, QuireError: to be written by the app's handlers.
-        """
+        """Answers without running the prompt."""
         request, headers = await read_question(self.service, http, CountTokensRequest)
         with naming(NAMES):
             chat = from_messages(request, self.service.notations)
-            check_model(self.service, chat.model)
-            prompt = await conversation(self.service, chat.messages, chat, locate=False)
-        body = encode({"input_tokens": len(prompt.ids)})
+        body = encode({"input_tokens": await self.prompt_tokens(chat)})
         return Response(body, 200, headers, "application/json")
 
 

@@ -26,7 +26,7 @@ from server.routes.common import read_body
 from server.routes.translated import TranslatedApi
 from server.schema.chat import ChatRequest
 from server.schema.common import parse
-from server.schema.responses import DeletedResponse, InputItems, ResponseObject, ResponsesRequest
+from server.schema.responses import DeletedResponse, InputItems, InputTokens, ResponseObject, ResponsesRequest
 from server.service import Service
 from server.translate import Translated
 from server.translate_responses import NAMES, Context, from_responses
@@ -70,6 +70,13 @@ class ResponsesApi(TranslatedApi):
         if sum(stored.size for stored in chain) > THREAD_BYTES:
             return await asyncio.to_thread(_items_of, chain)
         return _items_of(chain)
+
+    async def count(self, http: Request) -> Response:
+        """Answers without running the prompt."""
+        request = await self.read(http)
+        headers = self._check_fields(request)
+        body = {"object": "response.input_tokens", "input_tokens": await self.prompt_tokens(request)}
+        return Response(encode(body), 200, headers, "application/json")
 
     def chunks(self, request: ChatRequest, head: Head, generation: Generation) -> Frames:
         source, context = _told(request)
@@ -215,6 +222,16 @@ def router(service: Service) -> APIRouter:
     )
     async def create(request: Request) -> Response:
         return await api.handle(request)
+
+    @routes.post(
+        "/v1/responses/input_tokens",
+        response_model=InputTokens,
+        summary="How many tokens a conversation has",
+        openapi_extra=describe_body(ResponsesRequest),
+    )
+    async def input_tokens(request: Request) -> Response:
+        """Takes what /v1/responses takes, and runs nothing."""
+        return await api.count(request)
 
     @routes.get(
         "/v1/responses/{response_id}",

@@ -8,9 +8,10 @@ from server.generation import Generation
 from server.render import Choice
 from server.render_pieces import PiecesChoice, Reader
 from server.routes.chat import ChatApi
+from server.routes.common import check_model, conversation
 from server.schema.chat import ChatRequest
 from server.schema.common import WireModel
-from server.translate import Translated
+from server.translate import Translated, naming
 from server.unknown import check
 
 
@@ -22,6 +23,17 @@ class TranslatedApi(ChatApi):
         source: WireModel = request.source
         self.service.metrics.unknown_fields[self.name] += len(source.unknown_fields)
         return check(source, strict=self.service.settings.strict)
+
+    async def prompt_tokens(self, request: ChatRequest) -> int:
+        """How many tokens the request's prompt has. Runs nothing.
+
+        Raises:
+            ApiError, QuireError: to be written by the app's handlers.
+        """
+        with naming(self.names):
+            check_model(self.service, request.model)
+            prompt = await conversation(self.service, request.messages, request, locate=False)
+        return len(prompt.ids)
 
     def reader(self, request: ChatRequest, generation: Generation) -> Reader:
         return Reader(next(iter(self._parsers(request, generation)), None))

@@ -314,6 +314,11 @@ class ResponseObject(BaseModel):
     cache: list[CacheExplanation] | None = None
 
 
+class InputTokens(BaseModel):
+    object: Literal["response.input_tokens"]
+    input_tokens: int = Field(description="Tokens of the whole prompt, as the chat template writes it.")
+
+
 class DeletedResponse(BaseModel):
     id: str
     object: Literal["response"]

@@ -486,6 +486,14 @@ def test_the_client_counts_tokens(client: anthropic.Anthropic) -> None:
     assert client.messages.count_tokens(model="quire-demo", messages=HELLO).input_tokens > 5
 
 
+def test_the_client_finds_the_id_of_the_request(client: anthropic.Anthropic) -> None:
+    raw = client.messages.with_raw_response.create(model="quire-demo", max_tokens=5, messages=HELLO)
+    assert raw.headers["request-id"] == raw.headers["x-request-id"] == raw.parse()._request_id
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.messages.create(model="claude", max_tokens=5, messages=HELLO)
+    assert caught.value.request_id == caught.value.response.headers["x-request-id"]
+
+
 def test_the_client_raises(server: Live, client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError, match="does not exist"):
         client.messages.create(model="claude", max_tokens=5, messages=HELLO)

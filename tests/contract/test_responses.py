@@ -580,3 +580,16 @@ def test_the_client_streams(client: openai.OpenAI) -> None:
     assert kinds[:2] == ["response.created", "response.in_progress"]
     assert response.output_text == "Wörld." and response.output[2].name == "weather"
     assert response.usage.output_tokens_details.reasoning_tokens > 0
+
+
+def test_the_client_counts_tokens(client: openai.OpenAI) -> None:
+    first = client.responses.create(model="quire-demo", input="Hello!")
+    assert first.usage is not None
+    alone = client.responses.input_tokens.count(model="quire-demo", input="Hello!")
+    assert (alone.object, alone.input_tokens) == ("response.input_tokens", first.usage.input_tokens)
+    after = client.responses.input_tokens.count(
+        model="quire-demo", input="More!", previous_response_id=first.id, instructions="Be brief."
+    )
+    assert after.input_tokens > alone.input_tokens
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.responses.input_tokens.count(model="gpt", input="Hello!")

@@ -224,8 +224,16 @@ PUBLIC = {"/health", "/ready", "/version", "/ui", "/ui/{name:path}"}
 ANY_KEY = {
     *("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model:path}"),
     *("/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/{response_id}"),
-    *("/v1/responses/{response_id}/cancel", "/v1/responses/{response_id}/input_items"),
-    *("/v1/embeddings", "/tokenize", "/detokenize", "/v1/cache/probe", "/docs", "/openapi.json"),
+    *("/v1/responses/input_tokens", "/v1/responses/{response_id}/cancel"),
+    *(
+        "/v1/responses/{response_id}/input_items",
+        "/v1/embeddings",
+        "/tokenize",
+        "/detokenize",
+        "/v1/cache/probe",
+        "/docs",
+        "/openapi.json",
+    ),
 }
 ADMIN = {"/metrics", "/v1/cache", "/v1/cache/blocks/{block_id}", "/v1/cache/reset", "/v1/cache/events"}
 
