@@ -26,8 +26,8 @@ logger = logging.getLogger("quire")
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 MAX_PATH_CHARS = 128
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
-# Asked every few seconds by probes: lines of no news.
 _ANTHROPIC = "/v1/messages"  # whose clients read the id under a name of their own
+# Asked every few seconds by probes: lines of no news.
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 
 
