@@ -21,6 +21,7 @@ from engine.exec.graphs import CudaGraphs, GraphMaker
 from engine.exec.kv_store import KVStore
 from engine.exec.lanes import Lanes
 from engine.exec.rows import Rows
+from engine.gguf.container import SUFFIX
 from engine.model import checkpoint as checkpoints
 from engine.model import loader
 from engine.model.checkpoint import LOADABLE, Checkpoint
@@ -86,7 +87,7 @@ def model_facts(
     dtypes = [tensor.dtype for tensor in checkpoint.tensors.values() if tensor.dtype in LOADABLE]
     return ModelFacts(
         path=str(checkpoint.path),
-        name=PurePath(checkpoint.name).name or checkpoint.name,
+        name=PurePath(checkpoint.name.removesuffix(SUFFIX)).name or checkpoint.name,
         vocab_size=spec.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         max_positions=spec.max_positions,

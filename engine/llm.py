@@ -77,7 +77,7 @@ class LLM:
     """A loaded model. Its prefix cache lives as long as it does.
 
     Args:
-        model: a folder or hub id in Hugging Face form; the built-in demo model if left out.
+        model: a folder or hub id in Hugging Face form, or a GGUF file; the built-in demo model if left out.
         options: fields of EngineOptions, such as dtype="float32" or max_model_len=4096.
 
     Raises:
@@ -85,7 +85,7 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
-        folder = hub.find_folder(model or str(builtin.path()), weights=True)
+        folder = hub.find_model(model or str(builtin.path()), weights=True)
         # A batch is as long as its caller likes: a queue's bound is for those who share a server.
         options.setdefault("max_queued_requests", 2**31 - 1)
         self._core, self.info = build(EngineOptions(model=str(folder), **options))

@@ -97,7 +97,7 @@ def _tracing(settings: ServerSettings) -> Tracing | None:
 def _folder(settings: ServerSettings) -> Path:
     """Where the model's files are, fetched if need be."""
     if not settings.demo:
-        return hub.find_folder(settings.engine.model, weights=True)
+        return hub.find_model(settings.engine.model, weights=True)
     if not builtin.path().is_dir():
         raise ModelError("The built-in demo model is not in this installation; name a MODEL to serve.")
     return builtin.path()

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
@@ -241,7 +242,13 @@ SERVER_FLAGS = (
         "all keys share cached prefixes (default: each tenant has its own)",
         switch_to=True,
     ),
-    Flag("served-model-name", "model_name", _text, "NAME", "name in the API (default: MODEL as given)"),
+    Flag(
+        "served-model-name",
+        "model_name",
+        _text,
+        "NAME",
+        "name in the API (default: MODEL as given; of a GGUF file, its name without .gguf)",
+    ),
     Flag(
         "tool-call-parser",
         "tool_call_parser",
@@ -436,7 +443,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a directory or a Hugging Face id (QUIRE_MODEL); left out: the small built-in demo model",
+        help="a directory, GGUF file or Hugging Face id (QUIRE_MODEL); left out: the small built-in demo",
     )
     for title, flags in (("server", SERVER_FLAGS), ("engine", ENGINE_FLAGS)):
         group = parser.add_argument_group(title)
@@ -466,7 +473,7 @@ def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> 
     if "block_size" in engine:
         engine["block_size"] = int(engine["block_size"])
     model = given.get("model") or variables.get("QUIRE_MODEL") or None
-    name = server.pop("model_name", None) or model or DEMO_NAME
+    name = server.pop("model_name", None) or _name_of(model) or DEMO_NAME
     options = EngineOptions(model=model or "", served_model_name=name, **engine)
     server.setdefault("colour", _wants_colour(variables))
     if "otlp_endpoint" not in server:
@@ -492,6 +499,11 @@ def terminal_variables(environ: Mapping[str, str] | None = None) -> TerminalVari
     variables = os.environ if environ is None else environ
     keys = [key.strip() for key in variables.get("QUIRE_API_KEY", "").split(",") if key.strip()]
     return TerminalVariables(keys[0] if keys else None, _wants_colour(variables))
+
+
+def _name_of(model: str | None) -> str | None:
+    """A GGUF file goes by its name alone, anything else by what was given."""
+    return PurePath(model).stem if model and model.endswith(".gguf") else model
 
 
 def _wants_colour(variables: Mapping[str, str]) -> bool:

@@ -1,7 +1,8 @@
 """Inspecting a checkpoint before anything is allocated: can it be served, and what does it need?
 
-Reads JSON and safetensors headers, never weights; executes nothing that comes with a checkpoint. Knows
-files and names, not tensors. What is wrong is said in one line that names the file or key at fault.
+Reads JSON and the headers of safetensors and GGUF files, never weights; executes nothing that comes with a
+checkpoint. Knows files and names, not tensors. What is wrong is said in one line that names the file or key
+at fault.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any
 
 from engine.config import DTYPE_BYTES, Quantization
 from engine.errors import ModelError
-from engine.hub import find_folder
+from engine.gguf.config import read_config
+from engine.gguf.container import is_gguf, read_gguf
+from engine.hub import find_model
 from engine.model.arch import ArchSpec
 from engine.model.family import Family
+from engine.model.gguf.shown import show_tensors
 from engine.model.headers import TensorInfo, read_header
 from engine.model.hf_config import HFConfig
 from engine.model.quant import holding
@@ -25,6 +29,7 @@ from engine.model.quant.stored import Format, StoredWeight
 from engine.model.registry import find_family
 from engine.model.weights import Slot, WeightNames, model_slots
 
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 64 << 20
 LOADABLE = ("BF16", "F16", "F32", "F64")
@@ -38,7 +43,7 @@ class Checkpoint:
     """A checkpoint that can be loaded, and everything known about it without loading it.
 
     Attributes:
-        path: the local folder.
+        path: the local folder, or the GGUF file.
         name: the folder or hub id as it was asked for.
         tensors: every tensor in the files, by its name on disk.
         slots: the model's tensors, each with the names of its parts; those are in `tensors` or `stored`.
@@ -85,26 +90,28 @@ def inspect(model: str) -> Checkpoint:
     """Finds and checks a checkpoint.
 
     Args:
-        model: a folder, or the id of a hub repository, which is downloaded unless it is in the cache.
+        model: a folder, a GGUF file, or the id of a hub repository, which is downloaded unless it is in the
+            cache.
 
     Raises:
         ModelError: it cannot be had or cannot be served; nothing was allocated.
     """
-    folder = find_folder(model, weights=False)
-    config = read_json(folder / "config.json")
+    path = find_model(model, weights=False)
+    gguf = read_gguf(path) if is_gguf(path) else None
+    config = read_config(gguf) if gguf else read_json(path / CONFIG)
     architecture, family = _family(config)
-    spec = family.read(HFConfig(_with_outer_keys(config)))
+    spec = family.read(HFConfig(_with_outer_keys(config), path.name if gguf else CONFIG))
     format = read_format(config)
-    folder = find_folder(model, weights=True)
-    tensors = _read_tensors(folder)
+    path = find_model(model, weights=True)
+    tensors = show_tensors(gguf) if gguf else _read_tensors(path)
     if _is_bare(spec, family.names, tensors):
         spec = replace(spec, lm_head=False)
     slots = _find_slots(spec, family.names, tensors)
     stored = _find_stored(format, slots, tensors) if format else {}
     _check_floats(slots, stored, tensors)
-    generation = read_json(folder / "generation_config.json", optional=True)
+    generation = read_json(path / "generation_config.json", optional=True)
     return Checkpoint(
-        path=folder,
+        path=path,
         name=model,
         architecture=architecture,
         spec=spec,
@@ -213,8 +220,6 @@ def _is_plain_name(name: object) -> bool:
 
 
 def _why_no_weights(folder: Path) -> str:
-    if any(folder.glob("*.gguf")):
-        return "GGUF files are not supported; use the original safetensors checkpoint."
     if any(path for pattern in PICKLES for path in folder.glob(pattern)):
         return (
             "Only pickled weights (.bin, .pt) were found, and those can run code when opened; "

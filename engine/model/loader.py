@@ -19,7 +19,9 @@ from torch import Tensor
 from engine.config import Quantization
 from engine.dist.group import TensorGroup
 from engine.errors import ModelError
+from engine.gguf.container import is_gguf
 from engine.model.checkpoint import Checkpoint
+from engine.model.gguf.tensors import GGUFTensors
 from engine.model.quant import holding
 from engine.model.quant.unpack import Weight, join, unpack
 from engine.model.transformer import ModelWeights, Transformer
@@ -184,7 +186,7 @@ class _Files:
         file = self._checkpoint.tensors[name].file
         try:
             if file not in self._open:
-                self._open[file] = self._stack.enter_context(_map(self._checkpoint.path / file))
+                self._open[file] = self._map(self._checkpoint.path / file)
             tensor: Tensor = self._open[file].get_tensor(name)
         # The library's errors are its own type, which derives from Exception alone.
         except Exception as error:
@@ -193,6 +195,7 @@ class _Files:
             ) from error
         return tensor
 
-
-def _map(path: Path) -> Any:
-    return safe_open(path, framework="pt", device="cpu")
+    def _map(self, path: Path) -> Any:
+        if is_gguf(path):
+            return GGUFTensors(path, self._checkpoint.tensors)
+        return self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))

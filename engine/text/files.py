@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError
+from engine.gguf.container import is_gguf, read_gguf
+from engine.gguf.text import read_text
 
 DEFAULT_TEMPLATE = "default"
 # Names under which a tokenizer keeps a token for its own use; templates see them as variables.
@@ -44,13 +46,15 @@ class TextFiles:
     templates: dict[str, str]
 
 
-def read_text_files(directory: str | Path) -> TextFiles:
-    """Reads the text side of a checkpoint.
+def read_text_files(model: str | Path) -> TextFiles:
+    """Reads the text side of a checkpoint: a folder, or a GGUF file.
 
     Raises:
         ModelError: a file is missing or unreadable, with what to do about it.
     """
-    folder = Path(directory)
+    folder = Path(model)
+    if is_gguf(folder):
+        return _from_gguf(folder)
     tokenizer = _read_json(folder / "tokenizer.json")
     if tokenizer is None:
         raise ModelError(
@@ -65,6 +69,17 @@ def read_text_files(directory: str | Path) -> TextFiles:
         named_tokens=_named_tokens(special) | _named_tokens(config),
         generation=_read_json(folder / "generation_config.json") or {},
         templates=_templates(folder, config),
+    )
+
+
+def _from_gguf(file: Path) -> TextFiles:
+    text = read_text(read_gguf(file))
+    return TextFiles(
+        tokenizer=text.tokenizer,
+        config=text.config,
+        named_tokens=_named_tokens(text.config),
+        generation=text.generation,
+        templates=_templates_in(text.config.get("chat_template")),
     )
 
 

@@ -55,7 +55,7 @@ class Tokenizer:
 
     @classmethod
     def from_dir(cls, directory: str | Path) -> Tokenizer:
-        """Reads a checkpoint directory.
+        """Reads a checkpoint directory, or a GGUF file.
 
         Raises:
             ModelError: files are missing or broken, in one line for the operator.

@@ -8,6 +8,7 @@ from typing import Any
 from engine.model.hf_config import HFConfig
 from engine.model.quant.awq import read_awq
 from engine.model.quant.compressed_tensors import read_compressed_tensors
+from engine.model.quant.gguf import read_gguf_blocks
 from engine.model.quant.gptq import read_gptq
 from engine.model.quant.stored import Format
 
@@ -15,6 +16,7 @@ FORMATS: Mapping[str, Callable[[HFConfig], Format]] = {
     "compressed-tensors": read_compressed_tensors,
     "gptq": read_gptq,
     "awq": read_awq,
+    "gguf": read_gguf_blocks,
 }
 _COMPRESSED = "compressed-tensors"
 
