@@ -21,7 +21,7 @@ from engine.exec.graphs import CudaGraphs, GraphMaker
 from engine.exec.kv_store import KVStore
 from engine.exec.lanes import Lanes
 from engine.exec.rows import Rows
-from engine.gguf.container import SUFFIX
+from engine.gguf.container import SUFFIX, is_gguf
 from engine.model import checkpoint as checkpoints
 from engine.model import loader
 from engine.model.checkpoint import LOADABLE, Checkpoint
@@ -84,14 +84,13 @@ def model_facts(
         integer_bytes += head.num_bytes(spec.vocab_size, spec.hidden_size)
     elif tied and device.type == "cpu":
         parameters += spec.vocab_size * spec.hidden_size  # packed for the output, in rows for the look-up
-    dtypes = [tensor.dtype for tensor in checkpoint.tensors.values() if tensor.dtype in LOADABLE]
     return ModelFacts(
         path=str(checkpoint.path),
         name=PurePath(checkpoint.name.removesuffix(SUFFIX)).name or checkpoint.name,
         vocab_size=spec.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         max_positions=spec.max_positions,
-        checkpoint_dtype=_STORED.get(max(set(dtypes), key=dtypes.count), "float32"),
+        checkpoint_dtype=_float_dtype(checkpoint),
         num_parameters=parameters,
         kv_rows_per_token=2 * spec.num_layers * spec.num_kv_heads,
         head_dim=spec.head_dim,
@@ -101,6 +100,14 @@ def model_facts(
         quantization=quantization,
         embeddings=read_embedding_facts(checkpoint),
     )
+
+
+def _float_dtype(checkpoint: Checkpoint) -> str:
+    """What most tensors in floats are in; "" where it is the same for models of every type."""
+    if is_gguf(checkpoint.path) and checkpoint.stored:
+        return ""  # scales are fp16 and norms fp32
+    dtypes = [tensor.dtype for tensor in checkpoint.tensors.values() if tensor.dtype in LOADABLE]
+    return _STORED.get(max(set(dtypes), key=dtypes.count), "float32")
 
 
 def build_executor(

@@ -148,7 +148,7 @@ class ModelFacts:
     """What the checkpoint says, read from its config and its tensors' headers.
 
     Attributes:
-        checkpoint_dtype: the type the weights are stored in, mostly.
+        checkpoint_dtype: the type the weights are stored in, mostly; "" where that says nothing of the model.
         num_parameters: elements held in the compute dtype, tied embeddings counted as they will be stored.
         kv_rows_per_token: 2 * layers * kv heads: its keys and values.
         head_dim: elements in each of them.
@@ -288,7 +288,9 @@ class _Resolver:
             return asked
         stored = self.model.checkpoint_dtype
         dtype = stored if stored in fast else fast[0]
-        if dtype == stored:
+        if not stored:
+            why = "the checkpoint does not say what it was trained in"
+        elif dtype == stored:
             why = "as the checkpoint is stored"
         else:
             why = f"the checkpoint is {stored}, which is slow on {self.machine.name}"

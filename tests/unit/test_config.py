@@ -97,6 +97,11 @@ def test_dtype_follows_the_checkpoint_where_the_machine_is_fast_in_it() -> None:
     half = replace(TINY, checkpoint_dtype="float16")
     assert resolve(OPTIONS, half, H200).model.dtype == "float16"
     assert resolve(OPTIONS, half, LAPTOP).model.dtype == "bfloat16"
+    silent = replace(TINY, checkpoint_dtype="")
+    assert resolve(OPTIONS, silent, OLD_LAPTOP).model.dtype == "float32"
+    assert ("dtype", "bfloat16", "the checkpoint does not say what it was trained in") in resolve(
+        OPTIONS, silent, H200
+    ).reasons
     full = replace(TINY, checkpoint_dtype="float32")
     assert resolve(OPTIONS, full, LAPTOP).model.dtype == "float32"
     assert resolve(OPTIONS, full, H200).model.dtype == "bfloat16"

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.build import model_facts
 from engine.errors import ModelError
 from engine.gguf.container import BLOCKS, read_gguf
 from engine.model.checkpoint import inspect
@@ -74,6 +75,17 @@ def test_what_is_known_beforehand(file: Path) -> None:
     assert checkpoint.eos_token_ids == (2,)
     assert checkpoint.path == file
     assert "lm_head.weight" not in checkpoint.stored  # it is in F16
+
+
+@pytest.mark.parametrize(
+    "kind, dtype", [("BF16", "bfloat16"), ("F16", "float16"), ("F32", "float32"), ("Q8_0", "")]
+)
+def test_what_it_says_of_the_compute_dtype(source: Path, tmp_path: Path, kind: str, dtype: str) -> None:
+    """Norms are always fp32 and scales always fp16, whatever the model was trained in."""
+    write_gguf(source, tmp_path / "model.gguf", by_size(kind))
+    facts = model_facts(inspect(str(tmp_path / "model.gguf")), torch.device("cpu"))
+    assert facts.checkpoint_dtype == dtype
+    assert facts.name == "model"
 
 
 def test_tensors_that_nothing_reads_are_named(source: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def test_a_model() -> None:
     chosen = parse_args(["./dir", "--served-model-name", "short"], {})
     assert (chosen.model_name, chosen.engine.served_model_name) == ("short", "short")
     assert parse_args([], {"QUIRE_MODEL": "a/b"}).model_name == "a/b"
+    assert parse_args(["files/Tiny-Q8_0.gguf"], {}).model_name == "Tiny-Q8_0"
 
 
 def test_a_flag_wins_over_its_variable() -> None:

@@ -64,13 +64,13 @@ def _show(file: GGUF, stem: str, name: str, entry: TensorEntry) -> Iterator[tupl
         return Shown(str(file.path.absolute()), dtype, shape, entry.start, entry.end, entry.type, heads)
 
     heads = _paired_heads(file, stem)
-    if entry.type not in INTEGER_BITS or f"{stem}.weight" == EMBEDDING:
+    if entry.type not in INTEGER_BITS or len(entry.shape) != 2 or f"{stem}.weight" == EMBEDDING:
         yield name, shown("F32" if is_blocks(entry.type) else entry.type, entry.shape)
         return
-    *rows, inputs = entry.shape
+    rows, inputs = entry.shape
     module = name.removesuffix(".weight")
     yield f"{module}.{entry.type.lower()}", shown("I8", entry.shape)
-    yield f"{module}.scale", shown("F16", (*rows, inputs // BLOCKS[entry.type].values))
+    yield f"{module}.scale", shown("F16", (rows, inputs // BLOCKS[entry.type].values))
 
 
 def _paired_heads(file: GGUF, stem: str) -> int:
