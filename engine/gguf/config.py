@@ -30,8 +30,8 @@ def read_config(file: GGUF) -> dict[str, Any]:
     Raises:
         ModelError: an architecture that is not served, or metadata that is missing.
     """
-    name = file.metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    name = file.get("general.architecture", str)
+    if name is None or name not in ARCHITECTURES:
         raise file.error(f"architecture {name!r} is not served from GGUF; {', '.join(ARCHITECTURES)} are.")
     if EMBEDDING not in file.tensors:
         raise file.error(f"{EMBEDDING} is missing.")
@@ -84,6 +84,10 @@ class _Described:
     def get(self, key: str) -> Any:
         return self.file.metadata.get(f"{self._name}.{key}")
 
+    def count(self, key: str) -> int:
+        """0 where it is not said."""
+        return self.file.get(f"{self._name}.{key}", int, 0) or 0
+
     def need(self, key: str) -> Any:
         value = self.get(key)
         if value is None:
@@ -98,10 +102,10 @@ class _Described:
 
 def _rope(described: _Described) -> dict[str, Any]:
     file, theta = described.file, described.get("rope.freq_base") or 10_000.0
-    head_dim = described.get("attention.key_length") or (
-        described.need("embedding_length") // described.need("attention.head_count")
-    )
-    if described.get("rope.dimension_count") not in (None, head_dim):
+    heads, dims = described.count("attention.head_count"), described.count("rope.dimension_count")
+    head_dim = described.count("attention.key_length")
+    in_all = described.count("embedding_length") if head_dim == 0 else head_dim * heads
+    if dims * heads not in (0, in_all):
         raise file.error("rotary embeddings of a part of each head are not served from GGUF.")
     scaling = _scaling(described)
     if ROPE_FACTORS not in file.tensors:
@@ -111,7 +115,7 @@ def _rope(described: _Described) -> dict[str, Any]:
     # Llama 3's scaling comes as what it does: a factor for each pair of dims, whatever the length.
     factors = _floats(file, ROPE_FACTORS)
     return {
-        "rope_theta": theta, "rope_type": "longrope", "attention_factor": 1.0,
+        "rope_theta": theta, "rope_type": "longrope",
         "short_factor": factors, "long_factor": factors,
     }  # fmt: skip
 

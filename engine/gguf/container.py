@@ -16,9 +16,11 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from engine.errors import ModelError
+
+T = TypeVar("T")
 
 SUFFIX = ".gguf"
 MAX_DIMENSIONS = 4
@@ -70,6 +72,13 @@ class GGUF:
     path: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
+
+    def get(self, key: str, of: type[T], default: T | None = None) -> T | None:
+        """Raises ModelError where a value is there and is of another type."""
+        value = self.metadata.get(key, default)
+        if value is not None and not isinstance(value, of):
+            raise self.error(f"{key} is not of type {of.__name__}.")
+        return value
 
     def error(self, message: str) -> ModelError:
         return ModelError(f"{self.path.name}: {message}")

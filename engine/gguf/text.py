@@ -75,20 +75,23 @@ class _Vocabulary:
             raise file.error("tokenizer.ggml.tokens, token_type and scores must be lists of one length.")
         self.ids = {t: i for i, t in enumerate(self.tokens) if self.kinds[i] != Kind.UNUSED}
 
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._file.metadata.get(f"tokenizer.ggml.{key}", default)
+    def text(self, key: str, default: str = "") -> str:
+        return self._file.get(f"tokenizer.ggml.{key}", str) or default
+
+    def switch(self, key: str, default: bool) -> bool:
+        return bool(self._file.get(f"tokenizer.ggml.{key}", bool, default))
 
     def list(self, key: str, of: type, default: list[Any]) -> list[Any]:
-        found = self.get(key, default)
-        if not isinstance(found, list) or not all(isinstance(value, of) for value in found):
+        found = self._file.get(f"tokenizer.ggml.{key}", list) or default
+        if not all(isinstance(value, of) for value in found):
             raise self._file.error(f"tokenizer.ggml.{key} is not a list of {of.__name__}.")
         return found
 
     def named(self, name: str) -> str | None:
         """The text of the BOS token, and so on."""
-        token_id = self.get(f"{name}_token_id")
-        known = isinstance(token_id, int) and 0 <= token_id < len(self.tokens)
-        return self.tokens[token_id] if known else None
+        token_id = self._file.get(f"tokenizer.ggml.{name}_token_id", int)
+        known = token_id is not None and 0 <= token_id < len(self.tokens)
+        return self.tokens[token_id or 0] if known else None
 
 
 def read_text(file: GGUF) -> TextParts:
@@ -97,7 +100,7 @@ def read_text(file: GGUF) -> TextParts:
         ModelError: a kind of vocabulary, or a rule for words, that is not known.
     """
     vocabulary = _Vocabulary(file)
-    kind, pre = vocabulary.get("model"), vocabulary.get("pre", "default")
+    kind, pre = vocabulary.text("model"), vocabulary.text("pre", "default")
     if kind == "llama":
         parts = _sentencepiece(vocabulary)
     elif kind == "gpt2" and pre in PRE_TOKENIZERS:
@@ -106,11 +109,11 @@ def read_text(file: GGUF) -> TextParts:
         what = f"tokenizer.ggml.pre {pre!r}" if kind == "gpt2" else f"tokenizer.ggml.model {kind!r}"
         known = f"gpt2 with {', '.join(PRE_TOKENIZERS)}, and llama"
         raise file.error(f"{what} is not supported; known: {known}. Serve the original checkpoint.")
-    starts = vocabulary.get("add_bos_token", kind == "llama" or PRE_TOKENIZERS[pre] is _LLAMA3)
+    starts = vocabulary.switch("add_bos_token", kind == "llama" or PRE_TOKENIZERS[pre] is _LLAMA3)
     tokenizer = {
         "version": "1.0",
         "added_tokens": list(_added(vocabulary)),
-        "post_processor": _around(vocabulary, starts, vocabulary.get("add_eos_token", False)),
+        "post_processor": _around(vocabulary, starts, vocabulary.switch("add_eos_token", False)),
         **parts,
     }
     return TextParts(tokenizer, _tokenizer_config(file, vocabulary), _generation(file))
@@ -136,7 +139,7 @@ def _byte_level(vocabulary: _Vocabulary, pre: str) -> Json:
 
 
 def _sentencepiece(vocabulary: _Vocabulary) -> Json:
-    prefixed = vocabulary.get("add_space_prefix", True)
+    prefixed = vocabulary.switch("add_space_prefix", True)
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
     prepend, strip = (
@@ -207,7 +210,7 @@ def _tokenizer_config(file: GGUF, vocabulary: _Vocabulary) -> Json:
     named = {theirs: vocabulary.named(name) for name, theirs in _NAMED.items()}
     templates = {
         name: file.metadata.get(f"tokenizer.chat_template.{name}")
-        for name in file.metadata.get("tokenizer.chat_templates", [])
+        for name in file.get("tokenizer.chat_templates", list, []) or []
     }
     templates["default"] = file.metadata.get("tokenizer.chat_template")
     return {**named, "chat_template": templates}

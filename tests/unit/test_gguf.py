@@ -109,10 +109,11 @@ def test_a_type_that_cannot_be_read(tmp_path: Path) -> None:
     [
         ({"general__architecture": "gemma3"}, "architecture 'gemma3' is not served from GGUF; llama, qwen2"),
         ({"general__architecture": None}, "architecture None is not served"),
+        ({"general__architecture": ["llama"]}, "general.architecture is not of type str"),
         ({"llama__block_count": None}, "llama.block_count is missing"),
         ({"llama__block_count": 9}, "weights are missing"),
         ({"llama__block_count": -1.0}, "num_hidden_layers must be an integer"),
-        ({"llama__attention__head_count": [4, 4, 4]}, "num_attention_heads must be an integer"),
+        ({"llama__attention__head_count": [4, 4, 4]}, "llama.attention.head_count is not of type int"),
         ({"llama__expert_count": 8}, "mixtures of experts are not served"),
         ({"llama__rope__dimension_count": 8}, "rotary embeddings of a part of each head"),
         ({"llama__rope__scaling__type": "longrope"}, "rope scaling by type 'longrope' is not served"),

@@ -179,6 +179,20 @@ def test_a_bos_token_by_default(tmp_path: Path) -> None:
         assert Tokenizer.from_dir(file).add_bos is expected
 
 
+def test_words_without_merges(tmp_path: Path) -> None:
+    """Llama 3 takes a whole word that is a token, even where no merges lead there."""
+    tokens = ["<|end|>", "hello", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    kinds = [CONTROL, *[NORMAL] * 257]
+    for pre, count in (("llama-bpe", 1), ("qwen2", 5)):
+        file = gpt2(
+            tmp_path,
+            tokenizer__ggml__pre=pre,
+            tokenizer__ggml__tokens=tokens,
+            tokenizer__ggml__token_type=kinds,
+        )
+        assert len(Tokenizer.from_dir(file).encode("hello", add_special_tokens=False)) == count
+
+
 def test_ends_templates_and_sampling(tmp_path: Path) -> None:
     file = gpt2(
         tmp_path,
@@ -204,11 +218,12 @@ def test_ends_templates_and_sampling(tmp_path: Path) -> None:
             "tokenizer.ggml.pre 'command-r' is not supported; known: gpt2 with default, gpt-2",
         ),
         ({"model": "bert"}, "tokenizer.ggml.model 'bert' is not supported"),
-        ({"model": None}, "tokenizer.ggml.model None is not supported"),
+        ({"model": None}, "tokenizer.ggml.model '' is not supported"),
         ({"tokens": None}, "must be lists of one length"),
         ({"token_type": [1, 2]}, "must be lists of one length"),
+        ({"pre": ["qwen2"]}, "tokenizer.ggml.pre is not of type str"),
         ({"tokens": [1, 2]}, "tokenizer.ggml.tokens is not a list of str"),
-        ({"merges": "a b"}, "tokenizer.ggml.merges is not a list of str"),
+        ({"merges": "a b"}, "tokenizer.ggml.merges is not of type list"),
     ],
 )
 def test_vocabularies_that_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
