@@ -17,7 +17,17 @@ from typing import Any
 import torch
 
 from benchmarks import limits
-from benchmarks.engine import TINY, add_engine_arguments, capture_all, make_core, parse, write
+from benchmarks.engine import (
+    MODES,
+    TINY,
+    add_engine_arguments,
+    capture_all,
+    make_core,
+    note_cost,
+    parse,
+    release,
+    write,
+)
 from benchmarks.models import read_spec
 from engine.core import EngineCore
 from engine.types import SamplingParams, StepRun
@@ -27,7 +37,7 @@ DRY_RUN = {**TINY, "batch": [1, 2], "context": 40, "steps": 6}
 
 def fill(core: EngineCore, batch: int, context: int, steps: int, vocab_size: int) -> None:
     """Has `batch` requests of `context` tokens running, with room for the steps, and all graphs captured."""
-    draw = random.Random(0)
+    draw = random.Random(batch)
     for i in range(batch):
         prompt = [draw.randrange(vocab_size) for _ in range(context)]
         params = SamplingParams(temperature=0.0, max_tokens=4 * steps + 64, ignore_eos=True)
@@ -82,10 +92,9 @@ def idle(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def measure(
-    args: argparse.Namespace, batch: int, device: torch.device, limit: limits.Limits
+    args: argparse.Namespace, core: EngineCore, batch: int, device: torch.device, limit: limits.Limits
 ) -> dict[str, Any]:
     spec = read_spec(args.model)
-    core = make_core(args, device)
     fill(core, batch, args.context, args.steps, spec.vocab_size)
     before, context = dict(core.snapshot().step_runs), context_of(core)
     step_s = min(timed(core, args.steps, device) for _ in range(2))
@@ -94,7 +103,7 @@ def measure(
     }
     context = (context + context_of(core)) / 2
     least_s = limits.least_decode_s(spec, batch, context, limit)
-    return {
+    found = {
         "model": args.model,
         "batch": batch,
         "context": context,
@@ -105,19 +114,35 @@ def measure(
         "all_graphs": set(runs) == {StepRun.GRAPH.value},
         **profiled(core, min(args.steps, 20), device),
     }
+    empty(core, batch)
+    return found
+
+
+def empty(core: EngineCore, batch: int) -> None:
+    """Ends what `fill` began."""
+    for i in range(batch):
+        core.abort(f"r{i}")
+    while core.has_work:
+        core.step()
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device = torch.device(args.device)
     limit = limits.measure(device, getattr(torch, args.dtype))
-    results = []
-    for batch in args.batch:
-        results.append(measure(args, batch, device, limit))
-        print(results[-1], flush=True)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    write(args, {"benchmark": "decode", "limits": limit._asdict(), "results": results})
+    results: list[dict[str, Any]] = []
+    record = {"benchmark": "decode", "limits": limit._asdict(), "results": results}
+    for deterministic in MODES[args.deterministic]:
+        core = make_core(args, device, deterministic)
+        for batch in args.batch:
+            row = {"deterministic": deterministic, **measure(args, core, batch, device, limit)}
+            plain = [each for each in results if each["batch"] == batch and not each["deterministic"]]
+            note_cost([*plain, row], lambda each: each["step_ms"])
+            results.append(row)
+            print(row, flush=True)
+            write(args, record)
+        del core
+        release(device)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

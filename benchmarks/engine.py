@@ -9,6 +9,7 @@ The defaults on CUDA are nano-vllm's protocol (its README): 256 requests, input 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import statistics
@@ -34,16 +35,19 @@ TINY: Mapping[str, Any] = {
     "model": "tiny", "device": "cpu", "kv_gib": 0.05, "max_num_seqs": 4, "max_model_len": 256,
     "block_size": 32, "max_num_batched_tokens": 64, "threads": 1, "steps_ahead": 2,
 }  # fmt: skip
+MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 DRY_RUN: Mapping[str, Any] = {**TINY, "requests": 5, "input": (5, 40), "output": (3, 9)}
 
 
-def make_core(args: argparse.Namespace, device: torch.device) -> EngineCore:
+def make_core(args: argparse.Namespace, device: torch.device, deterministic: bool = False) -> EngineCore:
     """The real core and executor around a random model."""
     if device.type == "cpu":
         api.use_threads(args.threads or count_cores())
     spec = read_spec(args.model)
     dtype = getattr(torch, args.dtype)
-    model = random_transformer(spec, dtype=dtype, device=device, max_model_len=args.max_model_len)
+    model = random_transformer(
+        spec, dtype=dtype, device=device, max_model_len=args.max_model_len, deterministic=deterministic
+    )
     kv_dtype = args.dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
     token_bytes = 2 * spec.num_layers * spec.num_kv_heads * kv_row_bytes(spec.head_dim, kv_dtype)
     num_blocks = int(args.kv_gib * 2**30) // (token_bytes * args.block_size)
@@ -52,7 +56,15 @@ def make_core(args: argparse.Namespace, device: torch.device) -> EngineCore:
     )
     config = EngineConfig(
         model=ModelConfig(
-            "", args.model, args.dtype, device.type, args.max_model_len, spec.vocab_size, (), seed=0
+            "",
+            args.model,
+            args.dtype,
+            device.type,
+            args.max_model_len,
+            spec.vocab_size,
+            (),
+            seed=0,
+            deterministic=deterministic,
         ),
         cache=cache,
         scheduler=SchedulerConfig(args.max_num_seqs, args.max_num_batched_tokens, 10_000, args.steps_ahead),
@@ -121,24 +133,49 @@ def run(
     }
 
 
+def release(device: torch.device) -> None:
+    """Gives back the memory of cores that are not used any more: they refer to themselves in circles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device = torch.device(args.device)
-    core = make_core(args, device)
-    vocab_size = read_spec(args.model).vocab_size
-    warm = [([1] * 64, SamplingParams(max_tokens=4, ignore_eos=True, temperature=args.temperature))] * 4
-    run(core, warm, args.max_seconds)
-    capture_all(core)
-    requests = make_requests(args, vocab_size)
-    result = {"model": args.model, "dtype": args.dtype, "kv_dtype": args.kv_cache_dtype}
-    result |= {"backend": api.backend_name(device), **run(core, requests, args.max_seconds)}
-    del core
-    print(json.dumps(result, indent=2), flush=True)
-    record: dict[str, Any] = {"benchmark": "engine", "results": [result]}
+    requests = make_requests(args, read_spec(args.model).vocab_size)
+    record: dict[str, Any] = {"benchmark": "engine", "results": []}
+    for deterministic in MODES[args.deterministic]:
+        record["results"].append(measure(args, requests, device, deterministic))
+        release(device)
+        print(json.dumps(record["results"][-1], indent=2), flush=True)
+        write(args, record)
+    note_cost(record["results"], lambda row: row["seconds"])
     if args.peer:
         record["transformers"] = transformers_batching.run(args, requests, device)
         print(json.dumps(record["transformers"], indent=2))
     write(args, record)
+
+
+def measure(
+    args: argparse.Namespace,
+    requests: list[tuple[list[int], SamplingParams]],
+    device: torch.device,
+    deterministic: bool,
+) -> dict[str, Any]:
+    core = make_core(args, device, deterministic)
+    warm = [([1] * 64, SamplingParams(max_tokens=4, ignore_eos=True, temperature=args.temperature))] * 4
+    run(core, warm, args.max_seconds)
+    capture_all(core)
+    result = {"model": args.model, "dtype": args.dtype, "kv_dtype": args.kv_cache_dtype}
+    result |= {"backend": api.backend_name(device), "deterministic": deterministic}
+    return {**result, **run(core, requests, args.max_seconds)}
+
+
+def note_cost(results: list[dict[str, Any]], took: Callable[[dict[str, Any]], float]) -> None:
+    """Adds what deterministic mode costs, a share of the time, to its row, where there is one beside it."""
+    if [row["deterministic"] for row in results] == [False, True]:
+        results[1]["deterministic_cost"] = took(results[1]) / took(results[0]) - 1
 
 
 def write(args: argparse.Namespace, record: dict[str, Any]) -> None:
@@ -146,7 +183,7 @@ def write(args: argparse.Namespace, record: dict[str, Any]) -> None:
     asked = {name: value for name, value in vars(args).items() if name != "json"}
     if args.json:
         record = {**record, "machine": machine.describe(args.device), "settings": asked}
-        args.json.write_text(json.dumps(record, indent=1, default=str) + "\n")
+        machine.save(args.json, record)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -170,6 +207,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> bool:
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
+    parser.add_argument("--deterministic", choices=list(MODES), default="off", help="both: and what it costs")
     parser.add_argument("--cuda-graphs", choices=("auto", "off"), default="auto")
     parser.add_argument("--max-num-seqs", type=int, default=256 if cuda else 64)
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192 if cuda else 512)

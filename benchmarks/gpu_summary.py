@@ -32,19 +32,48 @@ def _decode_goals() -> Iterator[Goal]:
     }
     for model, goals in shares.items():
         for batch, first, then in goals:
-            where = (("model", model), ("batch", batch))
+            where = (("model", model), ("batch", batch), ("deterministic", False))
             file, at = f"gpu-decode-{model}.json", f"{model}, {batch} x 1k"
             yield Goal(file, where, "share_of_bound", f"decode, {at}: % of bound", first, then, factor=100)
             yield Goal(file, where, "idle_us", f"decode, {at}: GPU idle, us a step", 150, 20, sign=-1)
 
 
+def _kernel_goals() -> Iterator[Goal]:
+    file, block = "gpu-kernels.json", ", block 64"
+
+    def at(op: str, shape: str) -> tuple[tuple[str, Any], ...]:
+        return ("op", op), ("shape", shape + block)
+
+    large, small = at("decode", "32/8 heads, 32 x 4096"), at("decode", "32/8 heads, 32 x 1024")
+    yield Goal(file, large, "share", "decode attention, 537 MB: % of copy bandwidth", 80, 90, factor=100)
+    yield Goal(file, small, "share", "decode attention, 134 MB: % of copy bandwidth", 65, 80, factor=100)
+    one, prompt = at("decode", "32/8 heads, 1 x 1024"), at("prefill", "32/8 heads, 1 x 8192 of 8192")
+    yield Goal(file, one, "microseconds", "decode attention, 1 x 1k: us", 14, 8, sign=-1)
+    yield Goal(file, prompt, "rate", "prefill attention, 8k: TFLOP/s", 300, 420)
+
+
+def _deterministic_goals() -> Iterator[Goal]:
+    where = (("deterministic", True),)
+    figures = [
+        (f"gpu-decode-{model}.json", (*where, ("batch", batch)), f"{model}, {batch} x 1k")
+        for model in ("qwen3-0.6b", "llama-3.1-8b")
+        for batch in (1, 32, 256)
+    ]
+    figures.append(("gpu-engine-qwen3-0.6b.json", where, "256 requests, qwen3-0.6b"))
+    for file, at, name in figures:
+        name = f"deterministic, {name}: % more time"
+        yield Goal(file, at, "deterministic_cost", name, 35, 15, sign=-1, factor=100)
+
+
 GOALS = (
+    *_kernel_goals(),
     *_decode_goals(),
+    *_deterministic_goals(),
     Goal("gpu-start.json", (("kernels", "not compiled yet"),), "first_token_s",
          "start to first token, s, qwen3-0.6b, kernels not compiled", 10, 10, sign=-1),
     Goal("gpu-start.json", (("kernels", "compiled before"),), "first_token_s",
          "start to first token, s, qwen3-0.6b", 10, 10, sign=-1),
-    Goal("gpu-engine-qwen3-0.6b.json", (), "output_tokens_per_s",
+    Goal("gpu-engine-qwen3-0.6b.json", (("deterministic", False),), "output_tokens_per_s",
          "256 requests, qwen3-0.6b: tok/s", 14_000, 24_000),
     Goal("gpu-engine-llama-3.1-8b.json", (), "output_tokens_per_s",
          "256 requests, llama-3.1-8b: tok/s", 7_000, 9_800),
@@ -56,7 +85,10 @@ def find(goal: Goal, folder: Path) -> float | None:
     path = folder / goal.file
     if not path.exists():
         return None
-    for row in json.loads(path.read_text())["results"]:
+    record = json.loads(path.read_text())
+    if record.get("settings", {}).get("dry_run"):
+        return None
+    for row in record["results"]:
         if all(row.get(key) == value for key, value in goal.where) and goal.figure in row:
             return float(row[goal.figure]) * goal.factor
     return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +28,13 @@ def describe(device: str = "cpu") -> dict[str, str | int]:
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+def save(path: Path, record: dict[str, Any]) -> None:
+    """Writes figures. Whoever is stopped in the middle of it leaves what was there before."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    new.replace(path)
 
 
 def commit() -> str:

@@ -46,10 +46,17 @@ def read_spec(name: str) -> ArchSpec:
 
 
 def random_transformer(
-    spec: ArchSpec, *, dtype: torch.dtype, device: torch.device, max_model_len: int, seed: int = 0
+    spec: ArchSpec,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    seed: int = 0,
+    deterministic: bool = False,
 ) -> Transformer:
     """A decoder of this shape whose weights are small random numbers, the same for the same seed."""
-    return assemble(spec, random_weights(spec, dtype=dtype, device=device, seed=seed), max_model_len)
+    weights = random_weights(spec, dtype=dtype, device=device, seed=seed)
+    return assemble(spec, weights, max_model_len, deterministic=deterministic)
 
 
 def random_weights(
@@ -70,16 +77,17 @@ def assemble(
     weights: Iterable[tuple[Slot, torch.Tensor]],
     max_model_len: int,
     quantization: Quantization | None = None,
+    deterministic: bool = False,
 ) -> Transformer:
     """A decoder of these weights, its linears rounded as the loader would."""
 
     def pack(name: str, weight_OI: torch.Tensor) -> api.PackedLinear:
         if quantization is None:
-            return api.pack_linear(weight_OI, None)
+            return api.pack_linear(weight_OI, None, deterministic)
         inputs = weight_OI.shape[1]
         held = holding.rounding(name, inputs, quantization)
         rounded = api.quantize(weight_OI, held.bits, inputs // held.groups)
-        return api.pack_quantized(rounded, None, weight_OI.dtype)
+        return api.pack_quantized(rounded, None, weight_OI.dtype, deterministic)
 
     dense: dict[str, torch.Tensor] = {}
     linear: dict[str, api.PackedLinear] = {}
@@ -90,4 +98,4 @@ def assemble(
             dense[slot.name] = weight
     if spec.tied_embeddings:
         linear["lm_head"] = pack("lm_head", dense["embed"])
-    return Transformer(spec, ModelWeights(dense, linear), max_model_len, TensorGroup())
+    return Transformer(spec, ModelWeights(dense, linear), max_model_len, TensorGroup(), deterministic)

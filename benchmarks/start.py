@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from benchmarks.engine import parse, write
 from benchmarks.models import CONFIGS, random_weights, read_spec
@@ -30,6 +29,8 @@ DRY_RUN = {"model": "tiny", "device": "cpu"}
 
 def write_checkpoint(model: str, folder: Path, device: torch.device) -> int:
     """A checkpoint without a tokenizer; returns its bytes."""
+    from safetensors.torch import save_file
+
     tensors = {}
     for slot, weight in random_weights(read_spec(model), dtype=torch.bfloat16, device=device):
         pieces = weight.split([part.shape[0] for part in slot.parts])
@@ -63,7 +64,7 @@ def start(path: Path, device: str, cache: Path) -> dict[str, float]:
     """Starts a process and takes what it says."""
     command = [sys.executable, "-m", "benchmarks.start", "--child", str(path), device, repr(time.time())]
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     if done.returncode:
         raise SystemExit(f"the start failed:\n{done.stderr[-2000:]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
             found = start(Path(folder), args.device, Path(folder) / "triton")
             results.append({"model": args.model, "weight_bytes": size, "kernels": kernels, **found})
             print(results[-1], flush=True)
-    write(args, {"benchmark": "start", "results": results})
+            write(args, {"benchmark": "start", "results": results})
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -11,7 +11,6 @@ once, tiny, on the CPU in Triton's interpreter; it reports no figures.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,9 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this (may be given again)")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds in all (default: 380)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument(
+        "--fa3", default="", metavar="FILE", help="vLLM's _vllm_fa3_C library, to compare with"
+    )
     parser.add_argument("--tune", action="store_true", help="write a table of launch shapes for this GPU")
     parser.add_argument("--dry-run", action="store_true", help="check that it runs, without a GPU")
     options = parser.parse_args()
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     from benchmarks.kernels import tune
     from benchmarks.kernels.timing import Deadline, Lab, calibrate
 
-    lab = Lab(options.dry_run)
+    lab = Lab(options.dry_run, options.fa3)
     if not lab.dry and not torch.cuda.is_available():
         print("benchmarks.kernels: this machine has no CUDA device, so there is nothing to time")
         return
@@ -58,19 +60,21 @@ def run(options: argparse.Namespace) -> None:
             f"copy {best.copy_bytes_per_s / 1e12:.2f} TB/s, "
             f"bf16 matmul {best.matmul_flops / 1e12:.0f} TFLOP/s, graph launch {best.graph_launch_us:.1f} us"
         )
-    rows, complete = [], True
+    rows: list[Any] = []
     parts = options.part or PARTS
+    missing = set(parts)
     for part in parts:
         deadline = Deadline(options.budget / len(parts))
         for row in part_rows(part, lab, best):
             rows.append(row)
             print(row, flush=True)
+            _save(options.json, lab, best, rows, missing)
             if deadline.passed():
-                complete = False
                 print(f"{part}: stopped after {options.budget / len(parts):.0f} s; the rest of it is missing")
                 break
-    if options.json:
-        options.json.write_text(json.dumps(_report(lab, best, rows, complete), indent=1) + "\n")
+        else:
+            missing.discard(part)
+    _save(options.json, lab, best, rows, missing)
 
 
 def part_rows(part: str, lab: Any, best: Any) -> Iterator[Any]:
@@ -91,21 +95,25 @@ def part_rows(part: str, lab: Any, best: Any) -> Iterator[Any]:
             yield row
 
 
-def _report(lab: Any, best: Any, rows: list[Any], complete: bool) -> dict[str, Any]:
+def _save(path: Path | None, lab: Any, best: Any, rows: list[Any], missing: set[str]) -> None:
+    """Writes all that is known so far."""
     import dataclasses
 
     import triton
 
     from benchmarks import machine
 
-    return {
-        "machine": machine.describe(lab.device),
-        "triton": triton.__version__,
-        "dry_run": lab.dry,
-        "calibration": None if lab.dry else dataclasses.asdict(best),
-        "complete": complete,
-        "rows": [] if lab.dry else [row.plain() for row in rows],
-    }
+    if path is not None:
+        record = {
+            "benchmark": "kernels",
+            "machine": machine.describe(lab.device),
+            "triton": triton.__version__,
+            "dry_run": lab.dry,
+            "calibration": None if lab.dry else dataclasses.asdict(best),
+            "missing": sorted(missing),
+            "results": [] if lab.dry else [row.plain() for row in rows],
+        }
+        machine.save(path, record)
 
 
 if __name__ == "__main__":

@@ -60,20 +60,28 @@ def decode_shapes(lab: Lab) -> Iterator[Shape]:
         yield Shape(16, 3, 20, block_size=16)
         yield Shape(16, 3, 20, block_size=16, zipf=True, memory="int8")
         return
-    sizes = [(b, c) for b in (1, 8, 32, 128, 256) for c in (512, 1024, 4096, 8192, 32768)]
-    for heads in (32, 16, 64):
-        for sequences, context in sizes:
-            yield Shape(heads, sequences, context)
-    for options in (
+    first = ((32, 4096), (32, 1024), (1, 1024))
+    rest = [(b, c) for b in (1, 8, 32, 128, 256) for c in (512, 1024, 4096, 8192, 32768)]
+    sizes = [*first, *(size for size in rest if size not in first)]
+    for sequences, context in sizes:
+        yield Shape(32, sequences, context)
+    few = ((32, 4096), (1, 8192), (32, 1024), (128, 4096), (256, 1024))
+    others = (
+        {"deterministic": True},
+        {"memory": "fp8"},
         {"zipf": True},
         {"block_size": 16},
-        {"memory": "fp8"},
         {"memory": "int8"},
-        {"deterministic": True},
-    ):
-        for heads in (32, 16):
-            for sequences, context in ((1, 8192), (32, 1024), (32, 4096), (128, 4096), (256, 1024)):
-                yield Shape(heads, sequences, context, **options)  # type: ignore[arg-type]
+    )
+    for options in others:
+        for sequences, context in few:
+            yield Shape(32, sequences, context, **options)  # type: ignore[arg-type]
+    for heads in (16, 64):
+        for sequences, context in sizes:
+            yield Shape(heads, sequences, context)
+    for options in others:
+        for sequences, context in few:
+            yield Shape(16, sequences, context, **options)  # type: ignore[arg-type]
 
 
 def prefill_shapes(lab: Lab) -> Iterator[Shape]:

@@ -14,11 +14,12 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from typing import Any
-
-import tokenizers
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 def build(
@@ -37,6 +38,8 @@ def build(
     Raises:
         ModelError: the library refuses the file.
     """
+    import tokenizers  # a model that is given token ids does without the library
+
     names = {text: _secret(token_id) for text, token_id in control.items()}
     renamed = dict(source)
     renamed["added_tokens"] = [

@@ -77,5 +77,7 @@ def _decode_inputs(
     tl.store(slot_ptr + s, slot)
     tl.store(next_position_ptr + s, length)
     tl.store(seq_len_ptr + s, length.to(tl.int32))
+    # Every thread reads the lane by itself: none may still have to when the first one moves it on.
+    tl.debug_barrier()
     tl.store(lanes_ptr + lanes_stride + s, tl.where(start >= 0, length, start))
     tl.store(lanes_ptr + 2 * lanes_stride + s, -1)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import decode, engine, gpu_summary, limits, start
+from benchmarks.kernels.attention import decode_shapes, prefill_shapes
+from benchmarks.kernels.timing import Lab
 from benchmarks.models import read_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +26,12 @@ def found(path: Path) -> dict[str, Any]:
 
 
 def test_decode(tmp_path: Path) -> None:
-    decode.main(["--dry-run", "--json", str(tmp_path / "found.json")])
+    decode.main(["--dry-run", "--deterministic", "both", "--json", str(tmp_path / "found.json")])
     record = found(tmp_path / "found.json")
-    assert [row["batch"] for row in record["results"]] == [1, 2]
+    modes = [(row["batch"], row["deterministic"]) for row in record["results"]]
+    assert modes == [(1, False), (2, False), (1, True), (2, True)]
+    costs = [row["step_ms"] for row in record["results"]]
+    assert record["results"][3]["deterministic_cost"] == pytest.approx(costs[3] / costs[1] - 1)
     for row in record["results"]:
         assert row["all_graphs"] and row["runs"] == {"graph decode": 12}
         assert row["context"] > 40 and row["step_ms"] > 0
@@ -73,8 +80,9 @@ def test_idle_is_what_no_kernel_covers() -> None:
 
 def test_the_summary_knows_what_was_reached(tmp_path: Path) -> None:
     rows = [
-        {"model": "qwen3-0.6b", "batch": 1, "share_of_bound": 0.6, "idle_us": 90.0},
-        {"model": "qwen3-0.6b", "batch": 32, "share_of_bound": 0.4, "idle_us": 15.0},
+        {"model": "qwen3-0.6b", "batch": 1, "share_of_bound": 0.6, "idle_us": 90.0, "deterministic": False},
+        {"model": "qwen3-0.6b", "batch": 32, "share_of_bound": 0.4, "idle_us": 15.0, "deterministic": False},
+        {"model": "qwen3-0.6b", "batch": 32, "deterministic_cost": 0.2, "deterministic": True},
     ]
     machine = {"gpu": "NVIDIA H200", "commit": "abc"}
     (tmp_path / "gpu-decode-qwen3-0.6b.json").write_text(json.dumps({"results": rows, "machine": machine}))
@@ -84,7 +92,24 @@ def test_the_summary_knows_what_was_reached(tmp_path: Path) -> None:
     assert lines["decode, qwen3-0.6b, 32 x 1k: % of bound"].endswith("missed")
     assert lines["decode, qwen3-0.6b, 32 x 1k: GPU idle, us a step"].endswith("reached")
     assert lines["decode, qwen3-0.6b, 256 x 1k: % of bound"].endswith("not measured")
+    assert lines["deterministic, qwen3-0.6b, 32 x 1k: % more time"].endswith("first goal")
     assert "NVIDIA H200, commit abc" in list(gpu_summary.lines(tmp_path))[-1]
+
+
+def test_the_summary_leaves_dry_runs_out(tmp_path: Path) -> None:
+    rows = [{"model": "qwen3-0.6b", "batch": 1, "share_of_bound": 0.6, "deterministic": False}]
+    found = {"results": rows, "settings": {"dry_run": True}}
+    (tmp_path / "gpu-decode-qwen3-0.6b.json").write_text(json.dumps(found))
+    assert all(line.endswith("not measured") for line in list(gpu_summary.lines(tmp_path))[1:-1])
+
+
+def test_the_kernels_of_the_goals_are_measured_first() -> None:
+    lab = Lab(dry=False)
+    shapes = {"decode": list(decode_shapes(lab)), "prefill": list(prefill_shapes(lab))}
+    goals = [dict(goal.where) for goal in gpu_summary.GOALS if goal.file == "gpu-kernels.json"]
+    assert len(goals) == 4
+    for goal in goals:
+        assert goal["shape"] in [str(shape) for shape in shapes[goal["op"]][:3]]
 
 
 def test_each_file_of_the_summary_is_written_by_the_script() -> None:
@@ -97,5 +122,54 @@ def test_each_file_of_the_summary_is_written_by_the_script() -> None:
 def test_the_script_names_its_parts() -> None:
     done = subprocess.run([ROOT / "benchmarks/gpu.sh", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2
-    for part in ("correct", "kernels", "decode", "start", "workload", "summary"):
+    for part in ("correct", "kernels", "decode", "start", "workload", "peer", "summary"):
         assert f"  {part} " in done.stdout
+
+
+# What the server needs and a machine with a GPU may lack.
+LACKING = """
+import importlib.abc, sys
+
+class Lacking(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in %r:
+            raise ModuleNotFoundError(f"no {name}", name=name)
+
+sys.meta_path.insert(0, Lacking())
+"""
+SERVERS = (
+    "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "jinja2", "msgspec", "zmq", "llguidance",
+    "tokenizers", "huggingface_hub", "transformers", "httpx",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "more"),
+    [
+        ("decode", ("safetensors",)),
+        ("kernels", ("safetensors",)),
+        ("workload", ("safetensors",)),
+        ("start", ()),
+    ],
+)
+def test_a_part_needs_little_more_than_torch(part: str, more: tuple[str, ...], tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    (tmp_path / "sitecustomize.py").write_text(LACKING % ((*SERVERS, *more),))
+    environment = {**os.environ, "PYTHON": sys.executable, "QUIRE_RESULTS": str(tmp_path)}
+    environment |= {"PYTHONPATH": str(tmp_path), "PYTHONWARNINGS": "ignore", "TRITON_INTERPRET": "1"}
+    command = [ROOT / "benchmarks/gpu.sh", "--dry-run", part]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("gpu-*.json")]
+    assert records and all("commit" in record["machine"] for record in records)
+
+
+@pytest.mark.slow
+def test_the_gpu_tests_are_found_without_the_plugins_of_the_suite() -> None:
+    command = [sys.executable, "-m", "pytest", "-c", "benchmarks/gpu.ini", "--rootdir", ".", "-m", "gpu"]
+    command += ["--collect-only", "-q", "tests/kernels", "tests/integration/test_engine_cuda.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    assert "test_engine_cuda.py::test_graphs_say_what_launches_say" in done.stdout
+    assert "test_layer.py::test_deterministic_logits" in done.stdout
