@@ -428,7 +428,8 @@ ENGINE_FLAGS = (
         "deterministic",
         _switch,
         "",
-        "the same bits whatever else is in a batch; costs speed on a GPU (default: off)",
+        "the same bits whatever else is in a batch; costs speed on a GPU, where a request that is preempted "
+        "may still differ (default: off)",
         switch_to=True,
     ),
     Flag(

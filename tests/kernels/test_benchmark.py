@@ -28,7 +28,12 @@ def test_a_dry_run_goes_everywhere_and_reports_no_figures(tmp_path: Path) -> Non
         assert f"\n{op} " in f"\n{printed}"
     assert all(line.endswith(" ran") for line in printed.splitlines())
     report = json.loads((tmp_path / "out.json").read_text())
-    assert report["dry_run"] and report["results"] == [] and report["missing"] == [] and report["calibration"] is None
+    assert (
+        report["dry_run"]
+        and report["results"] == []
+        and report["missing"] == []
+        and report["calibration"] is None
+    )
 
 
 @pytest.mark.slow

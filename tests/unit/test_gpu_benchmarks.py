@@ -138,8 +138,8 @@ class Lacking(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Lacking())
 """
 SERVERS = (
-    "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "jinja2", "msgspec", "zmq", "llguidance",
-    "tokenizers", "huggingface_hub", "transformers", "httpx",
+    "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "jinja2", "msgspec", "zmq",
+    "llguidance", "tokenizers", "huggingface_hub", "transformers", "httpx",
 )  # fmt: skip
 
 
