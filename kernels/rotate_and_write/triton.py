@@ -92,7 +92,10 @@ def launch(
     )
 
 
-@triton.jit(do_not_specialize=["eps", "offset"])
+@triton.jit(
+    do_not_specialize=["eps", "offset"],
+    do_not_specialize_on_alignment=["position_ptr", "slot_ptr"],  # read one number at a time
+)
 def _rotate_and_write(
     q_ptr,
     k_ptr,

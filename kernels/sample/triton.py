@@ -51,7 +51,7 @@ def sample(logits_SV: Tensor, params: SampleParams) -> Tensor:
     return token_S
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperature_ptr", "seed_ptr", "position_ptr", "threshold_ptr"])
 def _draw(
     logits_ptr,
     temperature_ptr,

@@ -20,6 +20,8 @@ PART_BLOCK = 1024
 # Programs to aim for where a row has several: about two for each SM of a large GPU.
 PROGRAMS = 264
 MIN_PARTS = 4
+# Read one number at a time. Batches of other sizes align them otherwise, which is no reason to compile again.
+COLUMNS = ["temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr"]
 PASSES = 11  # an eighth of the interval is left each time, of at most 2^32
 MIN_TEMPERATURE = tl.constexpr(1e-6)
 INFINITY = tl.constexpr(float("inf"))
@@ -35,6 +37,8 @@ def lowest_kept(logits_SV: Tensor, params: SampleParams, parts: int | None = Non
     rows, vocabulary = logits_SV.shape
     if parts is None:
         parts = min(PROGRAMS // rows, triton.cdiv(vocabulary, 4 * PART_BLOCK))
+        # In powers of two: each number of parts is five kernels to compile.
+        parts = 1 << (max(1, parts).bit_length() - 1)
     threshold_S = torch.empty(rows, dtype=torch.float32, device=logits_SV.device)
     if parts >= MIN_PARTS:
         _search_in_parts(logits_SV, params, parts, threshold_S)
@@ -120,7 +124,7 @@ def _survey(
     tl.store(bounds_ptr + (s * PARTS + part) * 2 + 1, tl.max(most, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COLUMNS)
 def _narrow(
     logits_ptr,
     temperature_ptr,
@@ -269,7 +273,7 @@ def _weigh(
     tl.store(bounds_ptr + 1, tl.max(most, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COLUMNS)
 def _thresholds(
     logits_ptr,
     temperature_ptr,
