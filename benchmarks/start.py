@@ -31,7 +31,7 @@ def write_checkpoint(model: str, folder: Path, device: torch.device) -> int:
     """A checkpoint without a tokenizer; returns its bytes."""
     from safetensors.torch import save_file
 
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for slot, weight in random_weights(read_spec(model), dtype=torch.bfloat16, device=device):
         pieces = weight.split([part.shape[0] for part in slot.parts])
         tensors |= {part.name: piece.cpu() for part, piece in zip(slot.parts, pieces, strict=True)}
