@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from training.dataset import Conversation
-from training.tasks import Dialogue
+from training.tasks import Dialogue, Span
 from training.tokenizer import END_OF_TEXT, IM_END, IM_START, render, token_id
 
 _POOL = 8192  # sequences that are sorted by length together
@@ -65,17 +65,21 @@ class Encoder:
             self._answers[text] = [*self._text(text), self._end]
         return self._answers[text]
 
-    def answer_spans(self, text: str, given: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+    def answer_spans(self, text: str, given: Sequence[Span]) -> tuple[list[int], list[bool]]:
         """The ids of an answer, and which of them do not lie within what is given (ranges of characters)."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         free = [not any(a <= start and end <= b for a, b in given) for start, end in encoding.offsets]
-        return [*encoding.ids, self._end], [*free, not given]
+        return [*encoding.ids, self._end], [*free, True]
 
     def rendered(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
     ) -> list[int]:
         """The prompt for messages and tools."""
         return self._text(render(messages, tools)) + self._opening("assistant")
+
+    def tokens(self, names: Sequence[str]) -> torch.Tensor:
+        """The ids of tokens by their names."""
+        return torch.tensor([token_id(self._tokenizer, name) for name in names])
 
     def text(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids))
@@ -97,16 +101,19 @@ class Encoder:
         return Sample(ids[:cut], learned[:cut])
 
     def dialogue(self, dialogue: Dialogue, rng: random.Random) -> Sample:
-        """Every answer is learned; one that is only recited is cut as in `sample`."""
+        """Every answer is learned but for what is given; a last one that is recited is cut as in `sample`."""
         ids: list[int] = []
         learned: list[bool] = []
-        for place, text in enumerate(_ANSWER.split(render(dialogue.messages, dialogue.tools))):
-            part, answer = self._text(text), place % 2 == 1
-            if answer and dialogue.recited and rng.random() < self._cut_rate:
-                part = part[: self._cut_tokens]
-            ids, learned = ids + part, learned + [answer] * len(part)
-            if answer and dialogue.forced:
-                learned[-len(part)] = False
+        pieces = _ANSWER.split(render(dialogue.messages, dialogue.tools))
+        for place, text in enumerate(pieces[:-1]):  # after the last answer there is only a line break
+            part = self._text(text)
+            ids, learned = ids + part, learned + [place % 2 == 1] * len(part)
+        if dialogue.recited and rng.random() < self._cut_rate:
+            rest = max(len(part) - self._cut_tokens, 0)
+            ids, learned = ids[: len(ids) - rest], learned[: len(ids) - rest]
+        if dialogue.given:
+            _, judged = self.answer_spans(pieces[-2].removesuffix(IM_END), dialogue.given)
+            learned[-len(judged) :] = judged
         return Sample(ids, learned)
 
     def _text(self, text: str) -> list[int]:

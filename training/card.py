@@ -4,11 +4,13 @@ Knows: what the card says. Does not know: how the score was measured.
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from training.dataset import Book
 from training.evaluate import Score
 from training.model import Shape
+from training.tasks import Tasks
 
 _DATA = Path(__file__).parent / "data"
 
@@ -39,15 +41,21 @@ def write(folder: Path, score: Score, tasks: Score | None, book: Book, shape: Sh
         off_topic=sum(result.intent == "off_topic" for result in score.results),
     )
     if tasks is not None:
+        world = Tasks(book)
         text += "\n" + _read("card_tasks.md").format(
-            new_tokens=shape.vocab_size - Shape().vocab_size,
-            new_heads=(shape.heads - Shape().heads) * shape.layers,
             tasks_right=tasks.right,
             tasks_total=tasks.total,
             tasks_percent=tasks.percent,
+            tools=_listed(f"`{kind.name}({', '.join(kind.keys)})`" for kind in world.kinds),
+            fields=_listed(", ".join(f"`{key}`" for key in kind.keys) for kind in world.forms),
+            values=_listed(world.values.described()),
         )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _read(name: str) -> str:
     return (_DATA / name).read_text(encoding="utf-8")
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

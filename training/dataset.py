@@ -114,10 +114,11 @@ class Book:
             turns = rng.randint(4, 12)
         elif roll > 0.86:
             turns = rng.choice([2, 2, 3])
-        system = self._system(rng) if rng.random() < 0.2 else ""
+        system = self.system(rng) if rng.random() < 0.2 else ""
         return Conversation(tuple(self.turn(rng) for _ in range(turns)), system)
 
-    def _system(self, rng: random.Random) -> str:
+    def system(self, rng: random.Random) -> str:
+        """What an operator may write above a conversation."""
         return " ".join(self._systems.sample(rng) for _ in range(rng.choice([1, 1, 1, 2, 3, 5])))
 
     def _raw(self, rng: random.Random) -> str:

@@ -14,6 +14,7 @@ from training.exercises import Exercise, Row, exercise
 from training.model import Llama
 
 _MAX_NEW_TOKENS = 160
+_ENDS = ('",', '"}', ",", "}")  # of values in JSON
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def score_tasks(model: Llama, encoder: Encoder, book: Book, rows: list[Row]) -> 
 
     A call is right when it is the call, token for token; so is the answer where none should be made. An
     answer to a result is right when it says what the row wants said. Of JSON, whose form a grammar gives,
-    each value and its end must be the model's own.
+    each value must be the model's own, and that it ends; whether another follows is the schema's.
     """
     model.eval()
     judged = (exercise(row, book) for row in rows)
@@ -104,7 +105,13 @@ def _judge(model: Llama, encoder: Encoder, asked: Exercise, row: Row) -> Result:
         return Result(row["question"], said, all(part in said for part in asked.says), 0.0)
     answer, judged = encoder.answer_spans(asked.answer, asked.given)
     batch = collate([Sample(prompt + answer, [False] * len(prompt) + judged)])
-    margin = _margin(model.logits(model.hidden(batch.ids_ST)).float()[0], batch.targets_ST[0])
+    logits_TV, targets_T = model.logits(model.hidden(batch.ids_ST)).float()[0], batch.targets_ST[0]
+    if asked.given:
+        ends = encoder.tokens(_ENDS)
+        places = torch.isin(targets_T, ends).nonzero()
+        other_ends = ends[None] != targets_T[places]
+        logits_TV[places, ends] = logits_TV[places, ends].masked_fill(other_ends, float("-inf"))
+    margin = _margin(logits_TV, targets_T)
     return Result(row["question"], asked.answer, margin > 0, margin)
 
 

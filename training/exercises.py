@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.dataset import Book
-from training.tasks import Message, tool
+from training.tasks import Message, Span, form, tool
 
 Row = dict[str, Any]
-_SIGNATURE = re.compile(r"(?P<name>\w+)\((?P<keys>[^)]*)\)(?:: (?P<about>.*))?")
+_SIGNATURE = re.compile(r"(?P<name>\w+)\((?P<keys>[^)]*)\)")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Exercise:
     messages: list[Message]
     tools: list[dict[str, Any]]
     answer: str = ""
-    given: Sequence[tuple[int, int]] = ()
+    given: Sequence[Span] = ()
     says: Sequence[str] = ()
 
 
@@ -41,7 +41,7 @@ def exercise(row: Row, book: Book) -> Exercise:
     asked = [{"role": "user", "content": row["question"]}]
     tools = [signature(text) for text in row.get("tools", ())]
     if "json" in row:
-        return Exercise(asked, tools, json.dumps(row["json"]), _form(row["json"]))
+        return Exercise(asked, tools, json.dumps(row["json"]), form(row["json"]))
     if "intent" in row:
         return Exercise(asked, tools, book.answer(row["intent"]))
     if "says" not in row:
@@ -52,12 +52,12 @@ def exercise(row: Row, book: Book) -> Exercise:
 
 
 def signature(text: str) -> dict[str, Any]:
-    """A tool from `name(key: type, key: type): what it does`."""
+    """A tool from `name(key: type, key: type)`."""
     match = _SIGNATURE.fullmatch(text)
     if match is None:
         raise ValueError(f"not the signature of a tool: {text}")
     pairs = [part.split(": ") for part in match["keys"].split(", ") if part]
-    return tool(match["name"], {key: {"type": kind} for key, kind in pairs}, match["about"] or "")
+    return tool(match["name"], {key: {"type": kind} for key, kind in pairs})
 
 
 def schema(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -70,14 +70,3 @@ def schema(wanted: dict[str, Any]) -> dict[str, Any]:
         "required": list(wanted),
         "additionalProperties": False,
     }
-
-
-def _form(wanted: dict[str, Any]) -> list[tuple[int, int]]:
-    """Where the keys of an object stand in its JSON, without the ends of the values before them."""
-    found, at = [], 0
-    for key, value in wanted.items():
-        start = at
-        at += len(f"{', ' if at else '{'}{json.dumps(key)}: ")
-        found.append((start + (1 if start else 0), at))
-        at += len(json.dumps(value))
-    return found

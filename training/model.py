@@ -6,12 +6,15 @@ Shapes: S sequences, T tokens, E hidden, H query heads, G kv heads, D head dim, 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+_OWN = 0.5  # how far a new token lies from those that it begins as, in spreads of the embedding
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,18 @@ class Llama(nn.Module):
                 nn.init.normal_(weight, std=0.02)
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.data.div_(math.sqrt(2 * self.shape.layers))
+
+    def with_tokens(self, rows: Sequence[Sequence[int]], dropout: float) -> "Llama":
+        """A model with more tokens: each begins as the mean of the given ones, and a little of its own."""
+        wider = Llama(replace(self.shape, vocab_size=self.shape.vocab_size + len(rows)), dropout)
+        weights = self.state_dict()
+        known_VE = weights["embed_tokens.weight"]
+        for row in rows:
+            begun_E = known_VE[list(row)].mean(0)
+            own_E = torch.randn_like(begun_E) * known_VE.std() * (_OWN if len(row) > 1 else _OWN / 4)
+            known_VE = torch.cat((known_VE, (begun_E + own_E)[None]))
+        wider.load_state_dict(weights | {"embed_tokens.weight": known_VE})
+        return wider
 
     def hidden(self, ids_ST: torch.Tensor) -> torch.Tensor:
         """The normalised last hidden states, [S, T, E]."""

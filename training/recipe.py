@@ -23,9 +23,9 @@ class Recipe:
     conversations: int = 100_000
     tokenizer_conversations: int = 20_000
     questions: Pace = Pace(2e-3, dropout=0.05, tokens_per_batch=2048)
-    task_samples: int = 14_000
-    task_share: float = 0.55  # of those samples; the others repeat questions, so that they are not forgotten
-    tasks: Pace = Pace(1e-3, dropout=0.0, tokens_per_batch=1024, decay=0.9)
+    task_samples: int = 57_000
+    task_share: float = 0.6  # of those samples; the others repeat questions, so that they are not forgotten
+    tasks: Pace = Pace(1e-3, dropout=0.0, tokens_per_batch=1024, decay=0.8)
     cut_rate: float = 0.95
     later_cut_rate: float = 0.85
     weight_decay: float = 0.05

@@ -18,16 +18,13 @@ IM_END = "<|im_end|>"
 SPECIAL = (END_OF_TEXT, IM_START, IM_END)
 
 # ChatML: every message is <|im_start|>role, newline, content, <|im_end|>, newline. Tools are listed at the
-# end of the system message, one a line, like signatures; calls are written as Hermes and Qwen write them.
+# end of the system message by name alone: the model knows the arguments of those it knows at all. Calls are
+# written as Hermes and Qwen write them.
 CHAT_TEMPLATE = (
     "{% if tools %}{{ '<|im_start|>system\\n' }}"
     "{% if messages and messages[0]['role'] == 'system' %}"
     "{{ messages[0]['content'] + '\\n\\n' }}{% set messages = messages[1:] %}{% endif %}"
-    "{{ 'Tools:' }}{% for tool in tools %}{{ '\\n' + tool['function']['name'] + '(' }}"
-    "{% for key, schema in (tool['function']['parameters']['properties'] or {}).items() %}"
-    "{{ ', ' if not loop.first }}{{ key }}"
-    "{% if schema['type'] is string %}{{ ': ' + schema['type'] }}{% endif %}{% endfor %}{{ ')' }}"
-    "{% if tool['function']['description'] %}{{ ': ' + tool['function']['description'] }}{% endif %}"
+    "{{ 'Tools: ' }}{% for tool in tools %}{{ ', ' if not loop.first }}{{ tool['function']['name'] }}"
     "{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}"
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['tool_calls'] %}{{ message['content'] + '\\n' if message['content'] }}"
@@ -39,7 +36,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 # What stands between the keys and values of JSON, as the template and json.dumps write it; Ġ is a space.
-_JSON_MARKS = ('{"', '":', '",', '"}', '"}}', "}}", '"]', '"]}', 'Ġ{"', 'Ġ["', "},", "</", '."')
+_JSON_MARKS = ('{"', '":', '",', '"}', '"}}', "}}", '"]', '"]}', 'Ġ{"', 'Ġ["', "},")
+_CALL_TAGS = ("<tool_call>", "</tool_call>")
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -70,23 +68,18 @@ def _template() -> Template:
     return environment.from_string(CHAT_TEMPLATE)
 
 
-def for_copying(old: Tokenizer) -> Tokenizer:
-    """The same ids and a few more, so cut that a model can copy.
-
-    A space belongs to a word only where both together are one token. Any other word is cut alike after a
-    space and after a quote, so that repeating it means repeating its tokens. The marks of JSON get tokens.
-    """
+def with_words(old: Tokenizer, words: Iterable[str]) -> Tokenizer:
+    """The same ids and more: marks of JSON, tags of calls, words that are one token wherever they stand."""
     rules = json.loads(old.to_str())
     bpe = rules["model"]
-    bpe["merges"] = [
-        [left, right] for left, right in bpe["merges"] if not left.startswith("Ġ") or left == right
-    ]
-    bpe["ignore_merges"] = True  # a token that is a whole word is found without merges
     merges = [(mark[:end], mark[end]) for mark in _JSON_MARKS for end in range(1, len(mark))]
     for left, right in merges:
         bpe["vocab"].setdefault(left + right, len(bpe["vocab"]))
     bpe["merges"] += [[left, right] for left, right in dict.fromkeys(merges)]
-    return Tokenizer.from_str(json.dumps(rules))
+    new = Tokenizer.from_str(json.dumps(rules))
+    new.add_tokens([AddedToken(tag, normalized=False) for tag in _CALL_TAGS])
+    new.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in words])
+    return new
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:

@@ -8,7 +8,7 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,7 +21,6 @@ from training.batches import IGNORED, Batch, Encoder, Sample, pack
 from training.dataset import Book, conversations, read_questions, read_rows
 from training.evaluate import Score, score, score_tasks
 from training.export import read_model, write_model
-from training.growth import grown
 from training.model import Llama, Shape
 from training.recipe import Pace, Recipe
 from training.tasks import Tasks
@@ -54,22 +53,22 @@ class Trainer:
         return bpe, model
 
     def tasks(self, bpe: Tokenizer, model: Llama) -> tuple[Tokenizer, Llama]:
-        """The second part: the model grows, and learns tools and JSON without forgetting the questions."""
-        recipe = self._recipe
-        bpe = tokenizer.for_copying(bpe)
-        self._seeded(3)
-        model = grown(model, bpe.get_vocab_size() - model.shape.vocab_size, recipe.tasks.dropout)
-        rng = self._seeded(6)
-        self._fit(model, self._mixed(bpe, rng), recipe.tasks, rng, "tasks")
-        return bpe, model
+        """The second part: tools and JSON, without forgetting the questions."""
+        recipe, rng = self._recipe, self._seeded(3)
+        tasks = Tasks(self.book, [row["question"] for row in read_rows("tasks_heldout")])
+        wider = tokenizer.with_words(bpe, tasks.words())
+        model = model.with_tokens(_beginnings(bpe, wider, tasks.words()), recipe.tasks.dropout)
+        self._fit(
+            model, self._mixed(Encoder(wider, recipe.later_cut_rate), tasks, rng), recipe.tasks, rng, "tasks"
+        )
+        return wider, model
 
     def _seeded(self, offset: int) -> random.Random:
         torch.manual_seed(self._recipe.seed + offset)
         return random.Random(self._recipe.seed + offset + 1)
 
-    def _mixed(self, bpe: Tokenizer, rng: random.Random) -> Iterator[Sample]:
-        recipe, encoder = self._recipe, Encoder(bpe, self._recipe.later_cut_rate)
-        tasks = Tasks(self.book, frozenset(normalise(row["question"]) for row in read_rows("tasks_heldout")))
+    def _mixed(self, encoder: Encoder, tasks: Tasks, rng: random.Random) -> Iterator[Sample]:
+        recipe = self._recipe
         repeated = conversations(self.book, recipe.task_samples, rng.randrange(1 << 30), _held_out())
         for _ in range(recipe.task_samples):
             if rng.random() < recipe.task_share:
@@ -181,6 +180,17 @@ def _train_tokenizer(book: Book, recipe: Recipe, shape: Shape) -> Tokenizer:
         texts += [conversation.system, *(turn.question for turn in conversation.turns)]
     rng.shuffle(texts)
     return tokenizer.train(texts, shape.vocab_size)
+
+
+def _beginnings(old: Tokenizer, new: Tokenizer, words: Mapping[str, str]) -> list[list[int]]:
+    """For each new token, those that it begins as: its pieces, or what it is another spelling of."""
+    found: list[list[int]] = []
+    for token_id in range(old.get_vocab_size(), new.get_vocab_size()):
+        text = new.decode([token_id], skip_special_tokens=False)
+        same = tokenizer.token_id(new, words.get(text, text)) if text in words else token_id
+        pieces = list(old.encode(text, add_special_tokens=False).ids)
+        found.append([same] if same < token_id else pieces)
+    return found
 
 
 def _held_out() -> frozenset[str]:

@@ -1,172 +1,80 @@
-"""Values that a person may name: cities, people, numbers, dates, codes.
+"""The values of the closed world: cities, people, things, numbers.
 
-Knows: how each kind looks, as said and as JSON. Does not know: what is asked about them. Many words are made
-up, so that a model can only copy them, not know them.
+Knows: which there are, how each is said and what JSON holds. Does not know: what is asked about them; tokens.
 """
 
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_ONSETS = [
-    "b",
-    "br",
-    "c",
-    "ch",
-    "d",
-    "dr",
-    "f",
-    "fr",
-    "g",
-    "gl",
-    "gr",
-    "h",
-    "j",
-    "k",
-    "kr",
-    "l",
-    "m",
-    "n",
-    "p",
-    "pl",
-    "qu",
-    "r",
-    "s",
-    "sh",
-    "sk",
-    "st",
-    "t",
-    "th",
-    "tr",
-    "v",
-    "w",
-    "y",
-    "z",
-]
-_VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "ai", "ea", "ie", "oo", "ou"]
-_CODAS = ["", "", "", *["b", "ck", "d", "l", "m", "n", "nd", "ng", "r", "rg", "rk", "s", "st", "t", "x"]]
-_CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_INTEGERS = ("digit", "small", "id", "port", "number", "percent")
+_LARGEST = 200
+_USUAL = 0.8  # how often a value is said as JSON holds it, where there are other ways
+_NUMBERS = ("number", "port")
 
 
 @dataclass(frozen=True)
 class Value:
-    """As said, and as JSON holds it."""
+    """What JSON holds, and all ways to say it, this one first."""
 
-    said: str
     json: str | int | float
+    ways: tuple[str, ...]
+
+    def said(self, rng: random.Random) -> str:
+        return self.ways[0] if len(self.ways) == 1 or rng.random() < _USUAL else rng.choice(self.ways[1:])
 
 
 class Values:
     """Draws values by kind.
 
     Args:
-        lists: Words by list name, separated by bars.
+        lists: Values by kind, separated by bars, each with other names behind equals signs.
     """
 
     def __init__(self, lists: Mapping[str, str]) -> None:
-        self.lists = {name: text.split("|") for name, text in lists.items()}
+        self._kinds = {kind: [_value(kind, part) for part in text.split("|")] for kind, text in lists.items()}
+        named = {value.json: value for value in self._kinds["number"]}
+        plain = [named.pop(n, Value(n, (str(n),))) for n in range(_LARGEST + 1)]
+        self._kinds |= {"number": [*plain, *named.values()], "small": plain[:101], "age": plain[1:100]}
+        longest_first = sorted(self.spellings(), key=len, reverse=True)
+        self._written = re.compile(rf"\b(?:{'|'.join(longest_first)})\b", re.IGNORECASE)
 
     def draw(self, kind: str, rng: random.Random) -> Value:
-        """A value of a kind: the name of one of the methods below."""
-        found: str | int | float = getattr(self, f"_{kind}")(rng)
-        return Value(str(found), found)
+        """A value of a kind: one that the lists name, `small`, `age`, `clock` or `money`."""
+        if kind == "clock":
+            return _unlisted(f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}")
+        if kind == "money" and rng.random() < 0.3:
+            return _unlisted(round(rng.randint(0, _LARGEST) + rng.randint(1, 99) / 100, 2))
+        # Small numbers are said more often than large ones.
+        rows = self._kinds["number" if kind == "money" else kind]
+        return rng.choice(rows[:101] if kind == "number" and rng.random() < 0.6 else rows)
 
-    def type(self, kind: str) -> str:
-        """The JSON schema's name for it."""
-        return {**dict.fromkeys(_INTEGERS, "integer"), "float": "number"}.get(kind, "string")
+    def spellings(self) -> dict[str, str]:
+        """Every way to write a value, and the value that it stands for, in a fixed order."""
+        found: dict[str, str] = {}
+        for kind in sorted(self._kinds):
+            for value in self._kinds[kind]:
+                for way in value.ways:
+                    for text in (way, way.lower(), way.capitalize()):
+                        found.setdefault(text, str(value.json))
+        return found | {f"0{digit}": f"0{digit}" for digit in range(10)}  # of clocks
 
-    def invented(self, rng: random.Random, syllables: int = 3) -> str:
-        """A word that means nothing."""
-        parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.randint(1, syllables))]
-        return "".join(parts) + rng.choice(_CODAS)
+    def described(self) -> list[str]:
+        """A line for each kind, for people."""
+        lists = {kind: rows for kind, rows in self._kinds.items() if kind not in ("number", "small", "age")}
+        lines = [f"{kind}: {', '.join(str(row.json) for row in rows)}" for kind, rows in lists.items()]
+        larger = [str(row.json) for row in self._kinds["number"] if int(row.json) > _LARGEST]
+        return [*lines, f"numbers: 0 to {_LARGEST}, {', '.join(larger)}"]
 
-    def _listed(self, name: str, rate: float, rng: random.Random) -> str:
-        return rng.choice(self.lists[name]) if rng.random() < rate else self.invented(rng).capitalize()
+    def masked(self, text: str) -> str:
+        """The text with a mark for each value: what is left is the wording."""
+        return self._written.sub("#", text)
 
-    def _city(self, rng: random.Random) -> str:
-        city = self._listed("cities", 0.5, rng)
-        return rng.choice(["New ", "San ", "Port ", "East ", "Bad "]) + city if rng.random() < 0.06 else city
 
-    def _person(self, rng: random.Random) -> str:
-        first = self._listed("people", 0.5, rng)
-        return f"{first} {self._listed('surnames', 0.5, rng)}" if rng.random() < 0.25 else first
+def _value(kind: str, text: str) -> Value:
+    name, *others = text.split("=")
+    return Value(int(name) if kind in _NUMBERS else name, (name, *others))
 
-    def _word(self, rng: random.Random) -> str:
-        word = rng.choice(self.lists["hosts"]) if rng.random() < 0.4 else self.invented(rng)
-        return f"{word}{rng.choice('-_-')}{rng.randint(1, 40)}" if rng.random() < 0.35 else word
 
-    def _model(self, rng: random.Random) -> str:
-        word = rng.choice(self.lists["models"]) if rng.random() < 0.6 else self.invented(rng)
-        size = f"{rng.randint(1, 90)}b"
-        return word + rng.choice(["", f"-{rng.randint(1, 9)}", f"-{size}", f"{rng.randint(2, 5)}-{size}"])
-
-    def _words(self, rng: random.Random) -> str:
-        count = rng.randint(1, 4)
-        return " ".join(
-            rng.choice(self.lists["words"]) if rng.random() < 0.7 else self.invented(rng)
-            for _ in range(count)
-        )
-
-    def _digit(self, rng: random.Random) -> int:
-        return rng.randint(1, 12)
-
-    def _small(self, rng: random.Random) -> int:
-        return rng.randint(1, 99)
-
-    def _percent(self, rng: random.Random) -> int:
-        return rng.randint(0, 100)
-
-    def _id(self, rng: random.Random) -> int:
-        return rng.randint(1, 10 ** rng.randint(1, 5))
-
-    def _port(self, rng: random.Random) -> int:
-        return rng.randint(1000, 65535) if rng.random() < 0.8 else rng.randint(20, 999)
-
-    def _number(self, rng: random.Random) -> int:
-        return rng.randint(1, 10 ** rng.randint(1, 4))
-
-    def _float(self, rng: random.Random) -> float:
-        return round(rng.uniform(0, 10 ** rng.randint(1, 3)), rng.choice([1, 2]))
-
-    def _clock(self, rng: random.Random) -> str:
-        return f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}"
-
-    def _date(self, rng: random.Random) -> str:
-        month, day = rng.randint(1, 12), rng.randint(1, 28)
-        return f"{rng.randint(1980, 2035)}-{month:02}-{day:02}"
-
-    def _ip(self, rng: random.Random) -> str:
-        first, rest = rng.choice([10, 127, 172, 192]), [rng.randint(0, 255) for _ in range(3)]
-        return ".".join(str(part) for part in (first, *rest))
-
-    def _email(self, rng: random.Random) -> str:
-        name = rng.choice(self.lists["people"]).lower() if rng.random() < 0.5 else self.invented(rng, 2)
-        return f"{name}@{self.invented(rng, 2)}.{rng.choice(self.lists['tlds'])}"
-
-    def _version(self, rng: random.Random) -> str:
-        return ".".join(str(rng.randint(0, 20)) for _ in range(rng.choice([2, 3])))
-
-    def _code(self, rng: random.Random) -> str:
-        digits = str(rng.randint(10, 99999))
-        letter = rng.choice(_CAPITALS)
-        return rng.choice(["", f"{letter}-", letter, "req-", "#"]) + digits
-
-    def _currency(self, rng: random.Random) -> str:
-        invented = "".join(rng.choices(_CAPITALS, k=3))
-        return rng.choice(self.lists["currencies"]) if rng.random() < 0.7 else invented
-
-    def _ticker(self, rng: random.Random) -> str:
-        return "".join(rng.choices(_CAPITALS, k=rng.randint(2, 5)))
-
-    def _item(self, rng: random.Random) -> str:
-        return rng.choice(self.lists["items"]) if rng.random() < 0.6 else self.invented(rng, 2) + "s"
-
-    def _room(self, rng: random.Random) -> str:
-        return rng.choice(self.lists["rooms"]) if rng.random() < 0.7 else self.invented(rng, 2)
-
-    def _sky(self, rng: random.Random) -> str:
-        return rng.choice(self.lists["skies"])
-
-    def _state(self, rng: random.Random) -> str:
-        return rng.choice(self.lists["states"])
+def _unlisted(found: str | float) -> Value:
+    return Value(found, (str(found),))

@@ -8,7 +8,6 @@ import json
 import random
 import re
 import struct
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +21,10 @@ from training.augment import normalise
 from training.dataset import Book, conversations, read_questions, read_rows
 from training.exercises import exercise, signature
 from training.grammar import Grammar
-from training.growth import grown
 from training.model import Llama, Shape
 from training.tasks import Tasks
 
 MODEL = builtin.path()
-TRAINING = Path(__file__).parents[2] / "training"
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +89,7 @@ def test_the_score_in_the_card_is_good_and_covers_the_whole_list(card: str) -> N
     found = re.search(r"\| Held-out score \| (\d+) of (\d+) ", card)
     assert found is not None
     right, total = int(found[1]), int(found[2])
-    assert total == len((TRAINING / "heldout.jsonl").read_text(encoding="utf-8").splitlines()) >= 100
+    assert total == len(read_rows("heldout")) >= 100
     assert right / total >= 0.85
 
 
@@ -154,10 +151,10 @@ def test_the_template_renders_every_role_and_opens_the_answer() -> None:
     assert render(messages, add_generation_prompt=False).endswith("What is a block?<|im_end|>\n")
 
 
-def test_tools_are_listed_like_signatures_and_calls_are_written_as_hermes_does() -> None:
-    tools = [signature("get_weather(city: string, days: integer): The weather"), signature("now()")]
+def test_tools_are_listed_by_name_and_calls_are_written_as_hermes_does() -> None:
+    tools = [signature("get_weather(city: string)"), signature("now()")]
     function = {"name": "get_weather", "arguments": {"city": "K\u00f6ln <1>", "days": 2}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Rain?"},
         {
@@ -170,7 +167,7 @@ def test_tools_are_listed_like_signatures_and_calls_are_written_as_hermes_does()
     written = '{"name": "get_weather", "arguments": {"city": "K\u00f6ln <1>", "days": 2}}'
     call = f"<tool_call>\n{written}\n</tool_call>"
     expected = (
-        "Tools:\nget_weather(city: string, days: integer): The weather\nnow()<|im_end|>\n"
+        "Tools: get_weather, now<|im_end|>\n"
         f"<|im_start|>user\nRain?<|im_end|>\n<|im_start|>assistant\n{call}\n{call}<|im_end|>\n"
         "<|im_start|>tool\nrain<|im_end|>\n"
     )
@@ -178,23 +175,30 @@ def test_tools_are_listed_like_signatures_and_calls_are_written_as_hermes_does()
     assert recipe.render(messages[1:], tools) == f"<|im_start|>system\n{expected}"
 
 
-def test_a_rare_word_is_cut_alike_after_a_space_and_after_a_quote() -> None:
-    new = recipe.for_copying(recipe.train(["Which port is open on this server, and why?"] * 3, 300))
-    assert new.encode("a port").tokens[1:] == ["\u0120port"]
-    for word in ("portal", "Which27", "serv-port"):
-        alone = new.encode(word).tokens
-        assert new.encode(f"a {word}").tokens[1:] == ["\u0120", *alone]
-        assert new.encode(f'{{"a": "{word}"}}').tokens[-len(alone) - 1 : -1] == alone
-        assert new.decode(new.encode(f"a {word}").ids) == f"a {word}"
+@pytest.mark.parametrize(
+    "text", ["Paris is", "in Paris, is", '{"city": "Paris", "a"', "paris is", "12 is", "port 8080."]
+)
+def test_a_value_is_one_token_wherever_it_stands(tokenizer: Tokenizer, text: str) -> None:
+    words = Tasks(Book()).words()
+    wider = recipe.with_words(tokenizer, words)
+    encoded = wider.encode(text)
+    assert len([token for token in encoded.tokens if token in words]) == 1
+    assert wider.decode(encoded.ids) == text
 
 
-def test_the_heads_that_are_put_in_find_what_followed_before() -> None:
+def test_a_value_within_a_word_is_no_value(tokenizer: Tokenizer) -> None:
+    wider = recipe.with_words(tokenizer, Tasks(Book()).words())
+    assert not {"Rome", "12"} & set(wider.encode("Romeo, 127").tokens)
+
+
+def test_a_new_token_begins_near_those_that_it_is_made_of() -> None:
     torch.manual_seed(1)
-    model = grown(Llama(Shape(vocab_size=300)), 12).eval()
-    said = torch.randperm(312)[:24]
-    ids_ST = torch.cat((torch.tensor([5, 6]), said, torch.tensor([7]), said))[None]
-    found = model.logits(model.hidden(ids_ST))[0, -len(said) + 1 : -1].argmax(1)
-    assert (found == said[2:]).float().mean() > 0.8
+    old = Llama(Shape(vocab_size=300))
+    new = old.with_tokens([[5, 6], [300]], dropout=0.0)
+    known, rows = old.embed_tokens.weight, new.embed_tokens.weight
+    assert torch.equal(rows[:300], known)
+    assert torch.cosine_similarity(rows[300], (known[5] + known[6]) / 2, dim=0) > 0.7
+    assert torch.cosine_similarity(rows[301], rows[300], dim=0) > 0.7
 
 
 def test_control_tokens_are_single_tokens(tokenizer: Tokenizer) -> None:
@@ -238,22 +242,24 @@ def test_exercises_with_tools_and_json_say_what_they_want() -> None:
     assert min(kinds.values()) >= 10
 
 
-def test_training_never_sees_an_exercise_that_is_held_out() -> None:
-    rows = read_rows("tasks_heldout")
-    excluded = frozenset(normalise(row["question"]) for row in rows)
-    assert len(excluded) == len(rows)
-    assert not excluded & {normalise(row["question"]) for row in read_rows("tasks_dev")}
-    tasks, rng = Tasks(Book(), excluded), random.Random(1)
-    drawn = {normalise(m["content"]) for _ in range(2000) for m in tasks.draw(rng).messages}
+def test_training_never_sees_the_wording_of_an_exercise_that_is_held_out() -> None:
+    held_out = [row["question"] for row in read_rows("tasks_heldout")]
+    tasks, rng = Tasks(Book(), held_out), random.Random(1)
+    excluded = {tasks.wording(question) for question in held_out}
+    assert len(excluded) == len(held_out)
+    assert not excluded & {tasks.wording(row["question"]) for row in read_rows("tasks_dev")}
+    drawn = {tasks.wording(m["content"]) for _ in range(2000) for m in tasks.draw(rng).messages}
     assert not excluded & drawn
 
 
-def test_training_leaves_out_an_exercise_that_is_held_out() -> None:
+def test_training_leaves_out_an_exercise_that_is_held_out_with_any_values() -> None:
     book = Book()
-    seen = [normalise(Tasks(book).draw(random.Random(seed)).messages[0]["content"]) for seed in range(20)]
-    tasks = Tasks(book, frozenset(seen))
-    again = [normalise(tasks.draw(random.Random(seed)).messages[0]["content"]) for seed in range(20)]
-    assert not set(seen) & set(again)
+    plain = Tasks(book)
+    seen = [plain.draw(random.Random(seed)).messages[0]["content"] for seed in range(20)]
+    tasks = Tasks(book, seen)
+    again = [tasks.draw(random.Random(seed)).messages[0]["content"] for seed in range(20)]
+    assert not {plain.wording(text) for text in seen} & {plain.wording(text) for text in again}
+    assert plain.wording("Is it 12 degrees in Paris?") == plain.wording("is it seven degrees in oslo")
 
 
 def test_a_template_stands_for_all_its_wordings() -> None:
