@@ -108,5 +108,6 @@ def tuning_key(head_dim: int, dtype: torch.dtype) -> str:
 
 
 def hopper(device: torch.device) -> bool:
-    """Whether tensor cores read operands from shared memory."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
+    """Whether tensor cores read operands from shared memory: on Hopper and Blackwell, not on the latter's
+    cards for desktops (12.0)."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
