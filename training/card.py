@@ -20,41 +20,37 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write(folder: Path, score: Score, tasks: Score | None, book: Book, shape: Shape) -> None:
-    """Writes README.md next to the weights; `tasks` is of a model that has learned tools and JSON."""
-    weights = folder / "model.safetensors"
-    text = _read("card.md").format(
-        layers=shape.layers,
-        hidden=shape.hidden_size,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        parameters=shape.parameters(),
-        megabytes=weights.stat().st_size / 1e6,
-        vocab=shape.vocab_size,
-        positions=shape.max_positions,
-        right=score.right,
-        total=score.total,
-        percent=score.percent,
-        digest=sha256(weights),
-        intents=len(book.intents) - 1,
-        off_topic=sum(result.intent == "off_topic" for result in score.results),
-    )
-    if tasks is not None:
-        world = Tasks(book)
-        text += "\n" + _read("card_tasks.md").format(
-            tasks_right=tasks.right,
-            tasks_total=tasks.total,
-            tasks_percent=tasks.percent,
-            tools=_listed(f"`{kind.name}({', '.join(kind.keys)})`" for kind in world.kinds),
-            fields=_listed(", ".join(f"`{key}`" for key in kind.keys) for kind in world.forms),
-            values=_listed(world.values.described()),
+def write(folder: Path, questions: Score, of_tasks: Score, book: Book, shape: Shape) -> None:
+    """Writes README.md next to the weights."""
+    tasks, weights = Tasks(book), folder / "model.safetensors"
+    text = (
+        (_DATA / "card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            layers=shape.layers,
+            hidden=shape.hidden_size,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            parameters=shape.parameters(),
+            megabytes=weights.stat().st_size / 1e6,
+            vocab=shape.vocab_size,
+            positions=shape.max_positions,
+            right=questions.right,
+            total=questions.total,
+            percent=questions.percent,
+            tasks_right=of_tasks.right,
+            tasks_total=of_tasks.total,
+            tasks_percent=of_tasks.percent,
+            tools=_listed(f"`{kind.name}({', '.join(kind.keys)})`" for kind in tasks.kinds),
+            fields=_listed(", ".join(f"`{key}`" for key in kind.keys) for kind in tasks.forms),
+            values=_listed(tasks.values.described()),
+            digest=sha256(weights),
+            intents=len(book.intents) - 1,
+            off_topic=sum(result.intent == "off_topic" for result in questions.results),
         )
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _read(name: str) -> str:
-    return (_DATA / name).read_text(encoding="utf-8")
 
 
 def _listed(lines: Iterable[str]) -> str:

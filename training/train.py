@@ -89,7 +89,6 @@ def main() -> None:
     parser.add_argument(
         "--checkpoints", type=Path, help="a folder where each part is saved while it runs, and goes on from"
     )
-    parser.add_argument("--tasks", action="store_true", help="also run the second part: tools and JSON")
     parser.add_argument("--questions-from", type=Path, help="a model that has done the first part: skip it")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
@@ -98,15 +97,14 @@ def main() -> None:
     torch.set_flush_denormal(True)
     trainer = Trainer(recipe, arguments.checkpoints)
     bpe, model = trainer.questions() if first is None else read_model(first, Shape())
-    if arguments.tasks:
-        bpe, model = trainer.tasks(bpe, model)
-    finish(trainer.book, bpe, model, Encoder(bpe, recipe.cut_rate), arguments.out, tasks=arguments.tasks)
+    bpe, model = trainer.tasks(bpe, model)
+    finish(trainer.book, bpe, model, Encoder(bpe, recipe.cut_rate), arguments.out)
 
 
-def finish(book: Book, bpe: Tokenizer, model: Llama, encoder: Encoder, out: Path, *, tasks: bool) -> None:
+def finish(book: Book, bpe: Tokenizer, model: Llama, encoder: Encoder, out: Path) -> None:
     """Evaluation, files, card."""
     questions = _report(model, encoder, book)
-    of_tasks = _report_tasks(model, encoder, book) if tasks else None
+    of_tasks = _report_tasks(model, encoder, book)
     write_model(model, bpe, out)
     card.write(out, questions, of_tasks, book, model.shape)
     print(f"wrote {out}", flush=True)

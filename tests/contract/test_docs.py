@@ -94,6 +94,8 @@ SCRIPT_FLAGS = {
     "--every",
     "--input",
     "--output",
+    "--fa3",
+    "--merge",  # llama.cpp's
     "--repeats",
     "--threads",
     "--streams",
@@ -113,7 +115,7 @@ def test_every_flag_mentioned_exists(page: Path) -> None:
     if page.is_relative_to(ROOT / "docs/adr") or page.parent.name in ("benchmarks", "kernels"):
         pytest.skip("speaks of other programs' flags")
     text = re.sub(r"^.*\b(pip|docker|git|curl|make|python -m venv)\b.*$", "", page.read_text(), flags=re.M)
-    flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*[a-z])", text))
+    flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*[a-z0-9])", text))
     parsers = (make_parser(), terminal.make_parser(), compare_parser())
     known = serve_options().union(SCRIPT_FLAGS, *map(options_of, parsers))
     assert flags - known == set()
