@@ -53,7 +53,7 @@ start() { run 60 "$python" -m benchmarks.start $dry --model $small --json "$out/
 peer() { run 120 "$python" -m benchmarks.engine $dry --peer --model $small --json "$out/gpu-peer-$small.json"; }
 summary() { "$python" -m benchmarks.gpu_summary "$out"; }
 
-[ "${1:-}" = --dry-run ] && { dry=--dry-run; shift; }
+[ "${1:-}" = --dry-run ] && { dry=--dry-run small=tiny large=tiny; shift; }
 parts=(correct decode kernels workload start peer summary)
 [ $# -gt 0 ] && [ "$1" != all ] && parts=("$@")
 for part in "${parts[@]}"; do
