@@ -144,10 +144,12 @@ def _add_error_handlers(app: FastAPI) -> None:
         return ApiError(exc.status_code, message, headers=exc.headers).response()
 
     def _methods_at(request: Request) -> str:
-        """Of all routes with this address; the framework names those of the first alone."""
-        routes, path = iter_route_contexts(request.app.routes), request.scope["path"]
-        here = [route.methods or () for route in routes if route.path_regex.match(path)]
-        return ", ".join(sorted({method for methods in here for method in methods}))
+        """Of all routes with this address, by its own name if it has one; the framework names those of the
+        first alone."""
+        path = request.scope["path"]
+        here = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
+        named = [route for route in here if route.path == path]
+        return ", ".join(sorted({method for route in named or here for method in route.methods or ()}))
 
     async def on_disconnect(_: Request, exc: Exception) -> Response:
         # Nobody reads this; the status only shows in the log and the metrics.
