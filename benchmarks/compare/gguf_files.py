@@ -17,14 +17,9 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.compare.checkpoints import MERGE, vocabulary
+from engine.model.gguf.shown import LAYER_NAMES, OUTER_NAMES
 
-LAYER_NAMES = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
-OUTER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_THEIRS = {ours: theirs for theirs, ours in (OUTER_NAMES | LAYER_NAMES).items()}
 
 
 def gguf_file(checkpoint: Path, kind: str, home: Path) -> Path:
@@ -49,10 +44,10 @@ def gguf_file(checkpoint: Path, kind: str, home: Path) -> Path:
 def gguf_name(name: str) -> str:
     """llama.cpp's name of a weight of the checkpoint."""
     module = name.removesuffix(".weight")
-    if module in OUTER_NAMES:
-        return OUTER_NAMES[module] + ".weight"
+    if module in _THEIRS:
+        return f"{_THEIRS[module]}.weight"
     _, _, layer, inner = module.split(".", 3)
-    return f"blk.{layer}.{LAYER_NAMES[inner]}.weight"
+    return f"blk.{layer}.{_THEIRS[inner]}.weight"
 
 
 def pairs_together(weight: torch.Tensor, heads: int) -> torch.Tensor:

@@ -120,13 +120,13 @@ def read_text(file: GGUF) -> TextParts:
 
 
 def _byte_level(vocabulary: _Vocabulary, pre: str) -> Json:
+    words = PRE_TOKENIZERS[pre]
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     splits = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in PRE_TOKENIZERS[pre]
+        for pattern in words
     ]
     merges = [merge.split(" ", 1) for merge in vocabulary.list("merges", str, [])]
-    words = PRE_TOKENIZERS[pre]
     return {
         # llama.cpp leaves this out; Qwen's own tokenizer has it.
         "normalizer": {"type": "NFC"} if words is _QWEN2 else None,
@@ -142,10 +142,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Json:
     prefixed = vocabulary.switch("add_space_prefix", True)
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
-    prepend, strip = (
-        [{"type": "Prepend", "prepend": _SPACE}],
-        [{"type": "Strip", "content": " ", "start": 1, "stop": 0}],
-    )
+    prepend = [{"type": "Prepend", "prepend": _SPACE}]
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]
     return {
         "normalizer": {"type": "Sequence", "normalizers": prepend * prefixed + [spaces]},
         "pre_tokenizer": None,

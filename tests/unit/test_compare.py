@@ -276,6 +276,11 @@ def test_a_server_that_ends_at_once_did_not_start(tmp_path: Path) -> None:
 def test_names_and_vocabulary_of_llama_cpps_files() -> None:
     assert gguf_files.gguf_name("model.layers.7.self_attn.q_proj.weight") == "blk.7.attn_q.weight"
     assert gguf_files.gguf_name("lm_head.weight") == "output.weight"
+    for ours, theirs in (("gate_proj", "ffn_gate"), ("up_proj", "ffn_up"), ("down_proj", "ffn_down")):
+        assert gguf_files.gguf_name(f"model.layers.0.mlp.{ours}.weight") == f"blk.0.{theirs}.weight"
+    for ours, theirs in (("k_proj", "attn_k"), ("v_proj", "attn_v"), ("o_proj", "attn_output")):
+        assert gguf_files.gguf_name(f"model.layers.0.self_attn.{ours}.weight") == f"blk.0.{theirs}.weight"
+    assert gguf_files.gguf_name("model.layers.0.input_layernorm.weight") == "blk.0.attn_norm.weight"
     tokens = vocabulary(1000)
     assert len(set(tokens)) == 1000 and tokens[0] == END
 

@@ -14,8 +14,9 @@ from engine.gguf.config import EMBEDDING, HEAD, INTEGER_BITS, ROPE_FACTORS, head
 from engine.gguf.container import BLOCKS, GGUF, TensorEntry, is_blocks
 from engine.model.headers import TensorInfo
 
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_INNER = {
+# llama.cpp's names, and those of a checkpoint; inside a layer and outside.
+OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LAYER_NAMES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
@@ -50,11 +51,11 @@ def show_tensors(file: GGUF) -> dict[str, TensorInfo]:
 
 def _theirs(stem: str) -> str:
     """`blk.3.attn_q` -> `model.layers.3.self_attn.q_proj`."""
-    if stem in _OUTER:
-        return _OUTER[stem]
+    if stem in OUTER_NAMES:
+        return OUTER_NAMES[stem]
     match stem.split("."):
-        case ["blk", layer, inner] if inner in _INNER:
-            return f"model.layers.{layer}.{_INNER[inner]}"
+        case ["blk", layer, inner] if inner in LAYER_NAMES:
+            return f"model.layers.{layer}.{LAYER_NAMES[inner]}"
     return stem
 
 
