@@ -141,18 +141,15 @@ struct Piece {
   }
 };
 
+// What stored values are above their own, of the outputs from `column` on.
+INLINE I32 load_zero(const Piece& p, int column) {
+  typedef int8_t I8 __attribute__((vector_size(W)));
+  I32 zero = p.offset + I32{};
+  return p.zero ? zero + __builtin_convertvector(load_as<I8>(p.zero + column), I32) : zero;
+}
+
 // sums[MR, NR * W] += acc in floats. `sums` is that of the first row and column.
 template <int MR, int NR> INLINE void add_scaled(const Piece& p, int row, int column, I32 (&acc)[MR][NR], float* sums) {
-  if (p.offset || p.zero) {
-    typedef int8_t I8 __attribute__((vector_size(W)));
-#pragma GCC unroll 8
-    for (int n = 0; n < NR; n++) {
-      I32 zero = p.offset + I32{};
-      if (p.zero) zero += __builtin_convertvector(load_as<I8>(p.zero + column + n * W), I32);
-#pragma GCC unroll 8
-      for (int r = 0; r < MR; r++) acc[r][n] -= zero * p.row_sum[row + r];
-    }
-  }
   const float* row_scale = p.row_scale + row;
 #pragma GCC unroll 8
   for (int n = 0; n < NR; n++) {
@@ -183,6 +180,13 @@ void packed_tile(const int32_t* x, const uint32_t* panel, int inputs, const Piec
         for (int r = 0; r < MR; r++) acc[r][n] = dot_pairs(acc[r][n], right[j], x[j * MR + r] + I32{});
     }
   }
+  if (p.offset || p.zero)
+#pragma GCC unroll 8
+    for (int n = 0; n < NR; n++) {
+      I32 zero = load_zero(p, column + n * W);
+#pragma GCC unroll 4
+      for (int r = 0; r < MR; r++) acc[r][n] -= zero * p.row_sum[r];
+    }
   add_scaled<MR, NR>(p, 0, column, acc, sums + column);
 }
 
@@ -193,13 +197,21 @@ void packed_tiles(const int32_t* x, const uint32_t* panel, int inputs, const Pie
 }
 
 // Many rows: a slice's pairs are unpacked once per chunk of rows, [inputs / 2][kTileWidth].
-template <int Bits> INLINE void unpack_slice(const uint32_t* panel, int inputs, int32_t* slice) {
+template <int Bits> INLINE void unpack_slice(const uint32_t* panel, int inputs, const Piece& p, int column, int32_t* slice) {
   constexpr int kPairs = kUnitInputs<Bits> / 2;
+  Halves zero[kTileVectors] = {};
+  if (p.offset || p.zero)
+    for (int n = 0; n < kTileVectors; n++) {
+      I32 z = load_zero(p, column + n * W);
+      zero[n] = (Halves)((z & 0xffff) | z << 16);
+    }
+  panel += column;
   for (int k = 0; k < inputs; k += kUnitInputs<Bits>, panel += kUnitWords<Bits> * kPanel, slice += kPairs * kTileWidth)
     for (int n = 0; n < kTileWidth; n += W) {
       I32 right[kPairs];
       unpack_pairs<Bits>(panel + n, right);
-      for (int j = 0; j < kPairs; j++) store_as(slice + j * kTileWidth + n, right[j]);
+      for (int j = 0; j < kPairs; j++)
+        store_as(slice + j * kTileWidth + n, Bits == 12 ? (Halves)right[j] : (Halves)right[j] - zero[n / W]);
     }
 }
 
@@ -237,7 +249,7 @@ void quantized_piece(const int32_t* x, int64_t inputs, int64_t k, const uint32_t
   int tiles = kPanel / kTileWidth * ((rows + mr - 1) / mr), bytes = (kPanel * Bits / 4 + tiles - 1) / tiles;
   const char* ahead = (const char*)panel + (int64_t)depth * kPanel * Bits / 8;
   for (int column = 0; column < kPanel; column += kTileWidth) {
-    unpack_slice<Bits>(panel + column, depth, slice);
+    unpack_slice<Bits>(panel, depth, p, column, slice);
     for (int row = 0; row < rows; row += mr, ahead += depth / 2 * bytes) {
       int height = rows - row < mr ? rows - row : mr;
       kTiles[height](x + (row * inputs + k * height) / 2, slice, depth, p, row, column, sums, ahead, bytes);
