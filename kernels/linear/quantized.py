@@ -150,6 +150,7 @@ def _is_native(w: QuantizedWeight, dtype: torch.dtype) -> bool:
     """Whether the library takes it: whole words in every group, and groups that pieces of 256 inputs fill."""
     if (
         library() is None
+        or w.value_OI.device.type != "cpu"
         or w.value_OI.dtype != torch.int8
         or dtype not in DTYPE_CODE
         or w.value_OI.numel() == 0

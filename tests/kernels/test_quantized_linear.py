@@ -98,6 +98,12 @@ def test_no_rows_and_a_slice_of_a_wider_tensor() -> None:
     assert torch.equal(linear(wide[:, 64:128], packed), linear(wide[:, 64:128].contiguous(), packed))
 
 
+def test_the_library_takes_no_weight_of_another_device() -> None:
+    """Groups of 8 are too small for the Triton kernel, and not for the library."""
+    w = weight(64, 64, 4, 8, zero=False, order=False).to(torch.device("meta"))
+    assert pack_quantized(w, None, torch.float32).kind == "quantized"
+
+
 @pytest.mark.parametrize("zero, order", [(False, False), (True, True)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dequantize(dtype: torch.dtype, zero: bool, order: bool) -> None:

@@ -56,16 +56,25 @@ def spread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("rows", [1, 20, 70])
 @pytest.mark.parametrize(
-    ("bits", "group", "inputs"), [(4, 128, 512), (4, 32, 352), (4, 64, 448), (8, 0, 500), (8, 16, 272)]
+    ("bits", "group", "inputs"),
+    [(4, 128, 512), (4, 32, 352), (4, 64, 448), (4, 0, 490), (8, 0, 500), (8, 16, 272), (8, 128, 384)],
 )
 def test_quantised_weights(device: str, spread: None, bits: int, group: int, inputs: int, rows: int) -> None:
     from kernels.linear import triton
 
-    w = quantize(randn(80, inputs, seed=1), bits, group)
-    w = zeroed(w) if group else w
+    w = zeroed(quantize(randn(80, inputs, seed=1), bits, group))
     bias_O = randn(80, seed=2).to(torch.bfloat16).to(device)
     x_TI = randn(rows, inputs).to(torch.bfloat16)
     check(triton.pack(on(device, w), bias_O), dequantize(w, torch.float64), x_TI, device)
+
+
+@pytest.mark.parametrize("inputs", [4096, 11008, 18944])
+def test_the_groups_of_checkpoints_are_taken(inputs: int) -> None:
+    """What GPTQ, AWQ and compressed-tensors write: groups of 32, 64, 128, 256 and 1024, or the whole row."""
+    from kernels.linear import triton
+
+    sizes = [size for size in (32, 64, 128, 256, 1024, inputs) if inputs % size == 0]
+    assert all(triton.step_of(inputs, inputs // size) for size in sizes)
 
 
 def test_inputs_in_another_order(device: str) -> None:
