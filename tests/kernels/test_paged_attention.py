@@ -220,6 +220,24 @@ def test_deterministic_prompts_do_not_depend_on_their_chunks(
         assert torch.equal(got, whole[begin:end]), f"tokens {begin} to {end}"
 
 
+def test_decode_and_prefill_agree_bit_by_bit_within_a_part(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their sums have one order where decode does not split, up to what threads and instructions do to it."""
+    from kernels.paged_attention import triton
+
+    if device == "cuda":
+        pytest.skip("other instructions, other last bits")
+    multiply_rows_alike(monkeypatch)
+    case = paged_case([300], [1], heads=4, groups=2, block_size=64, dtype=torch.bfloat16, device=device)
+    several = dataclasses.replace(case.batch, num_decodes=0)
+    one, other = (
+        triton.paged_attention(case.q_THD, case.kv_N2GPD, batch, scale=0.2, deterministic=True)
+        for batch in (case.batch, several)
+    )
+    assert torch.equal(one, other)
+
+
 def test_parts_of_unequal_contexts(device: str, small_parts: None) -> None:
     lengths = [300, 1, 17, 150, 5]
     check(paged_case(lengths, [1] * 5, heads=8, groups=2, block_size=32, device=device))
