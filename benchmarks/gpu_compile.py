@@ -1,6 +1,6 @@
 """Compiles the GPU kernels that the engine would launch, without a GPU, and says what each of them needs.
 
-    python -m benchmarks.gpu_compile [--archs 80,90] [--quick] [--json FILE] [--table]
+    python -m benchmarks.gpu_compile [--archs 80,89,90] [--quick] [--json FILE] [--table]
 
 Registers, spills, shared memory and telling instructions of every kernel, for each head size, group, block
 size, KV format and feature of the supported families. Calls the ops' own launch functions, so that what is
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from triton.runtime.jit import JITFunction
 from kernels.kv_format import kv_width
 from kernels.linear import triton as triton_linear
 from kernels.paged_attention import triton_config
+from kernels.tuning import device as gpu
 from kernels.types import (
     AttentionBatch,
     DecodeInputs,
@@ -46,9 +48,10 @@ from kernels.types import (
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 INSTRUCTIONS = re.compile(r"\b(HGMMA|HMMA|LDL|STL|LDGSTS\.E\.[A-Z.]*128|LDGSTS|LDG\.E\.[A-Z.]*128|LDG)\b")
 SM_COUNT = 132
-ARCHS = (80, 90)
-# What one program may have of an SM's shared memory: an A100's, and an H100's or H200's.
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+# An A100, desktop cards and others with little shared memory, and an H100 or H200.
+ARCHS = (80, 89, 90)
+# What one program may have of an SM's shared memory.
+SHARED_BYTES = {arch: size * 1024 for arch, size in ((80, 163), (86, 99), (89, 99), (90, 227), (120, 99))}
 BF16, FP16, INT8, FP8 = torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn
 Case = tuple[str, Callable[[], object]]
 
@@ -228,12 +231,14 @@ def quick_cases(arch: int) -> Iterator[Case]:
     yield "D128 group 2 block 16", bind(attention, 128, 2, 16)
     yield "D64 group 7", bind(attention, 64, 7)
     yield "D256 window softcap", bind(attention, 256, 2, window=4096, softcap=50.0)
+    yield "D256 int8", bind(attention, 256, 4, memory=INT8)
     yield "D128 int8", bind(attention, 128, 4, memory=INT8)
     yield "D128 deterministic", bind(attention, 128, 4, queries=(1,), deterministic=True)
     yield "D128 norms", bind(rotate_and_write, 128, norms=True)
     yield "D128 int8 norms", bind(rotate_and_write, 128, memory=INT8, norms=True)
     yield "int4 g128, 1 row", bind(linear, 1, 4, 128)
     yield "int4 g128, 512 rows", bind(linear, 512, 4, 128)
+    yield "int4 g128 fixed order, 512 rows", bind(linear, 512, 4, 128, fixed=True)
     yield "fixed order, 32 rows", bind(linear, 32, 16)
     if arch >= 89:
         yield "fp8 rows", round_rows
@@ -260,16 +265,20 @@ def all_cases(arch: int) -> Iterator[Case]:
     for block_size in (16, 32, 128):
         for name, memory in memories:
             yield f"D128{name} block {block_size}", bind(attention, 128, 4, block_size, memory=memory)
+    for name, memory in memories:
+        yield f"D256{name} block 16", bind(attention, 256, 4, 16, memory=memory)
     for head_dim in (64, 128, 256):
         for name, memory in memories:
             yield f"D{head_dim}{name} window", bind(attention, head_dim, 2, memory=memory, window=4096)
         yield f"D{head_dim} window softcap", bind(attention, head_dim, 2, window=4096, softcap=50.0)
         yield f"D{head_dim} softcap", bind(attention, head_dim, 2, softcap=50.0)
         yield f"D{head_dim} fp16", bind(attention, head_dim, 4, dtype=FP16)
+        yield f"D{head_dim} fp32", bind(attention, head_dim, 4, dtype=torch.float32)
         yield f"D{head_dim} deterministic", bind(attention, head_dim, 4, queries=(1, 512), deterministic=True)
     for rows in (1, 32, 64, 512):
         for group in (32, 64, 128):
             yield f"int4 g{group}, {rows} rows", bind(linear, rows, 4, group)
+        yield f"int4, {rows} rows", bind(linear, rows, 4)
         yield f"int8, {rows} rows", bind(linear, rows, 8)
         yield f"int8 g128, {rows} rows", bind(linear, rows, 8, 128)
         yield f"fixed order, {rows} rows", bind(linear, rows, 16)
@@ -287,7 +296,7 @@ def all_cases(arch: int) -> Iterator[Case]:
 def compile_for(arch: int, quick: bool) -> None:
     """Prints a JSON line for each kernel. Replaces the driver: one architecture in a process."""
     driver.set_active(NoDevice(arch))  # type: ignore[no-untyped-call]
-    triton_config.hopper = lambda device: arch >= 90
+    gpu.capability = lambda device: divmod(arch, 10)
     triton_config.multiprocessors = triton_linear.multiprocessors = lambda device: SM_COUNT
     stock_run, seen = JITFunction.run, set()
     for case, launch in (quick_cases if quick else all_cases)(arch):
@@ -307,20 +316,16 @@ def compile_all(archs: tuple[int, ...], quick: bool, timeout_s: float) -> dict[i
     """Every kernel's needs, by architecture, each in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.gpu_compile", *(["--quick"] if quick else [])]
-    processes = {
-        arch: subprocess.Popen(
-            [*command, "--child", str(arch)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )
-        for arch in archs
-    }  # fmt: skip
-    results = {}
-    for arch, process in processes.items():
-        out, err = process.communicate(timeout=timeout_s)
-        if process.returncode:
-            raise RuntimeError(f"sm_{arch}: {err}")
-        results[arch] = [json.loads(line) for line in out.splitlines()]
-    return results
+
+    def compile_one(arch: int) -> list[dict[str, Any]]:
+        child = [*command, "--child", str(arch)]
+        done = subprocess.run(child, capture_output=True, text=True, env=environment, timeout=timeout_s)
+        if done.returncode:
+            raise RuntimeError(f"sm_{arch}: {done.stderr}")
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(archs, pool.map(compile_one, archs), strict=True))
 
 
 def markdown(results: dict[int, list[dict[str, Any]]]) -> str:
@@ -352,7 +357,7 @@ def markdown(results: dict[int, list[dict[str, Any]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--archs", default=",".join(map(str, ARCHS)), help="compute capabilities (80,90)")
+    parser.add_argument("--archs", default=",".join(map(str, ARCHS)), help="compute capabilities (80,89,90)")
     parser.add_argument("--quick", action="store_true", help="one variant of each kind")
     parser.add_argument("--json", type=Path, help="write every variant here")
     parser.add_argument("--table", action="store_true", help="print a table of kernels and head sizes")

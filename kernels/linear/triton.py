@@ -23,7 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.tuning.tables import multiprocessors, tuned
+from kernels.tuning.device import hopper, multiprocessors
+from kernels.tuning.tables import tuned
 from kernels.types import PackedLinear, QuantizedWeight
 
 STEPS = (64, 32, 16)  # inputs that a program multiplies at a time: all of one group
@@ -35,13 +36,18 @@ WHOLE = tl.constexpr(8388608.0)
 
 @dataclass(frozen=True, slots=True)
 class LinearConfig:
-    """Tile of results, and how many programs to spread a small product over."""
+    """Tile of results, and how many programs to spread a small product over.
+
+    Attributes:
+        registers: at most so many per thread; None leaves it to the assembler.
+    """
 
     rows: int
     columns: int
     warps: int
     stages: int
     target_programs: int
+    registers: int | None = None
 
 
 @functools.cache
@@ -53,6 +59,10 @@ def linear_config(rows: int, bits: int, device: torch.device, deterministic: boo
     block = 64 if deterministic else max(16, rows)
     # Small tiles: there are up to three results in registers (of all segments, of one, of a group).
     default = LinearConfig(block, 64, 8 if block >= 64 else 4, 3, 2 * multiprocessors(device))
+    if bits == 4 and block >= 64 and not hopper(device):
+        # Every warp has rows of its own and widens all columns: 64 of them spill. So does the assembler, left
+        # to itself, to make room for one program more.
+        default = replace(default, columns=32, warps=block // 16, registers=255)
     return replace(default, **tuned(device, "linear", f"{block} rows {bits} bits"))
 
 
@@ -135,6 +145,7 @@ def linear(x_TI: Tensor, packed: PackedLinear) -> Tensor:
         BLOCK_N=config.columns,
         num_warps=config.warps,
         num_stages=config.stages,
+        maxnreg=config.registers,
     )
     return y_TO
 

@@ -1,7 +1,8 @@
 """Launch shapes of the attention kernels, by head size and the memory's dtype: nothing tunes at run time.
 
-The defaults are by generation, from what compiles without spills (`benchmarks/gpu_compile.py`, which CI runs
-for sm_80 and sm_90). A table in `kernels/tuning/` overrides them for a GPU on which they were measured.
+The defaults are by generation, from what compiles without spills and fits the shared memory
+(`benchmarks/gpu_compile.py`, which CI runs for sm_80, sm_89 and sm_90). A table in `kernels/tuning/`
+overrides them for a GPU on which they were measured.
 """
 # mypy: ignore-errors
 
@@ -13,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from kernels.kv_format import is_eight_bit
-from kernels.tuning.tables import multiprocessors, tuned
+from kernels.tuning.device import hopper, multiprocessors, roomy
+from kernels.tuning.tables import tuned
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,17 @@ class DecodeConfig:
 
 @dataclass(frozen=True, slots=True)
 class PrefillConfig:
-    """`rows` (token, head) pairs per program, `tile` keys per step."""
+    """`rows` (token, head) pairs per program, `tile` keys per step.
+
+    Attributes:
+        registers: at most so many per thread; None leaves it to the assembler.
+    """
 
     rows: int
     tile: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 # Deterministic mode: 16 parts of 8k tokens keep 128 programs busy for 8 kv heads; more would cost scratch.
@@ -91,8 +98,7 @@ def _prefill_default(head_dim: int, dtype: torch.dtype, device: torch.device, lo
     if dtype == torch.float32:
         return PrefillConfig(rows=32, tile=16, warps=8, stages=1)
     if head_dim > 128:
-        # 128 rows of accumulator fit the registers only where tensor cores read operands from shared memory.
-        return PrefillConfig(rows=128 if hopper(device) else 64, tile=32, warps=8, stages=3)
+        return _prefill_wide(device)
     if not hopper(device) and (head_dim & (head_dim - 1) or not long):
         return PrefillConfig(rows=64, tile=32, warps=4, stages=3)
     if long:
@@ -102,12 +108,18 @@ def _prefill_default(head_dim: int, dtype: torch.dtype, device: torch.device, lo
     return PrefillConfig(rows=64, tile=64, warps=4, stages=3)
 
 
+def _prefill_wide(device: torch.device) -> PrefillConfig:
+    """For heads of more than 128: 32 KB of keys and values per stage, and the queries beside them."""
+    if hopper(device):
+        # 128 rows of accumulator fit the registers only where tensor cores read operands from shared memory.
+        return PrefillConfig(rows=128, tile=32, warps=8, stages=3)
+    if roomy(device):
+        return PrefillConfig(rows=64, tile=32, warps=8, stages=3)
+    # 64 rows of queries are 1 KB too much. Left to itself the assembler spills to make it 3 programs per SM,
+    # where shared memory has room for one.
+    return PrefillConfig(rows=32, tile=32, warps=4, stages=3, registers=255)
+
+
 def tuning_key(head_dim: int, dtype: torch.dtype) -> str:
     """What a tuning table calls this shape."""
     return f"{head_dim} {'8 bits' if is_eight_bit(dtype) else str(dtype).removeprefix('torch.')}"
-
-
-def hopper(device: torch.device) -> bool:
-    """Whether tensor cores read operands from shared memory: on Hopper and Blackwell, not on the latter's
-    cards for desktops (12.0)."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)

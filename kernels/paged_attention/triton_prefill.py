@@ -66,6 +66,7 @@ def prefill(
         EIGHT=is_eight_bit(kv_N2GPD.dtype),
         num_warps=config.warps,
         num_stages=config.stages,
+        maxnreg=config.registers,
     )
 
 

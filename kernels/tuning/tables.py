@@ -43,8 +43,3 @@ def read_table(gpu: str) -> dict[str, Any]:
         return {}
     table: dict[str, Any] = json.loads(path.read_text())
     return table
-
-
-def multiprocessors(device: torch.device) -> int:
-    """How many SMs the device has; 1 in the interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

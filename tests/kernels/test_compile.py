@@ -1,7 +1,7 @@
-"""What the compiler makes of the Triton kernels for sm_80 and sm_90: no GPU is needed to see a spill.
+"""What the compiler makes of the Triton kernels for sm_80, sm_89 and sm_90: no GPU is needed to see a spill.
 
 One variant of each kind; `python -m benchmarks.gpu_compile` has them all. It cannot see speed, races or wrong
-addresses; the `gpu` tests and `benchmarks/kernels.py` are for those.
+addresses; the `gpu` tests and `benchmarks/kernels/` are for those.
 """
 
 from __future__ import annotations
