@@ -114,12 +114,15 @@ class SchedulerConfig:
 
     Attributes:
         steps_ahead: steps launched before the oldest one's tokens are read: 1 on CPU, 2 on CUDA.
+        least_piece: tokens of a prompt that a step computes at least, while so many are left of it: 2 in
+            deterministic mode on CUDA, where a single token goes through the kernel of decode steps.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_queued_requests: int
     steps_ahead: int = 1
+    least_piece: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +257,7 @@ class _Resolver:
                 max_num_batched_tokens=batched,
                 max_queued_requests=4 * seqs if queued is None else queued,
                 steps_ahead=2 if self.machine.device == "cuda" else 1,
+                least_piece=self._least_piece(),
             ),
             threads=self._threads(),
             cuda_graphs=self._cuda_graphs(),
@@ -332,7 +336,15 @@ class _Resolver:
                 f"--max-num-batched-tokens {batched} is less than --max-num-seqs {seqs}: "
                 "each running request needs one token of every step. Raise one or lower the other."
             )
+        if self._least_piece() > 1 and batched < seqs + 2:
+            raise ConfigError(
+                f"--max-num-batched-tokens {batched} is less than --max-num-seqs {seqs} and 2 more: with "
+                "--deterministic a prompt is cut into pieces of 2 tokens at least. Raise one or lower the other."
+            )
         return seqs, batched
+
+    def _least_piece(self) -> int:
+        return 2 if self.options.deterministic and self.machine.device == "cuda" else 1
 
     def _block_size(self) -> int:
         size = self.options.block_size

@@ -30,8 +30,8 @@ class Planned(NamedTuple):
 class StepDraft:
     """Sequences of the step, those with a single token apart: they go first in the plan."""
 
-    def __init__(self, budget_tokens: int) -> None:
-        self.budget = StepBudget(budget_tokens)
+    def __init__(self, budget: StepBudget) -> None:
+        self.budget = budget
         self.preempted = False
         self.constrained = False
         self._single: dict[Request, SequencePlan] = {}

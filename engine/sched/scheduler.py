@@ -27,6 +27,7 @@ from engine.kv.manager import KVManager, PrefixHit
 from engine.kv.page_table import blocks_for
 from engine.plan import NOTHING_LEFT, SequencePlan, StepPlan, StepResult, TokenMasks
 from engine.request import Request, Status
+from engine.sched.budget import StepBudget
 from engine.sched.draft import Planned, StepDraft
 from engine.sched.ledger import Ledger
 from engine.sched.limits import RequestLimits
@@ -165,7 +166,7 @@ class Scheduler:
         """Plans the next step and counts it as done; None where there is nothing to compute now."""
         self.tick()
         self.kv.settle()
-        draft = StepDraft(self._config.max_num_batched_tokens)
+        draft = StepDraft(StepBudget(self._config.max_num_batched_tokens, self._config.least_piece))
         longer = self._plan_singles(draft)
         owed_blocks = self._plan_longer(longer, draft)
         self._admit(draft, owed_blocks)
@@ -252,7 +253,7 @@ class Scheduler:
         for request in requests:
             if request.adopting and request.status is Status.RUNNING:
                 self._adopt_more(request)
-            if draft.budget.left and request.status is Status.RUNNING and not request.adopting:
+            if draft.budget.has_piece and request.status is Status.RUNNING and not request.adopting:
                 self._extend(request, request.remaining, draft)
             if request.status is Status.RUNNING:
                 owed_blocks += self._owed(request)
@@ -261,7 +262,7 @@ class Scheduler:
     def _admit(self, draft: StepDraft, owed_blocks: int) -> None:
         """Admits from the queue's head while rows, blocks and budget last, and nobody was preempted."""
         waiting = self.roster.waiting
-        while len(waiting) and draft.budget.left and not draft.preempted and not self.kv.is_busy:
+        while len(waiting) and draft.budget.has_piece and not draft.preempted and not self.kv.is_busy:
             request = waiting.peek()
             try:
                 if not self.roster.has_rows(request) or not self.kv.prepare(request):
@@ -306,6 +307,8 @@ class Scheduler:
         """Plans `wanted` tokens of a running request, or as many as the budget allows, preempting others
         where blocks lack."""
         granted = draft.budget.grant(wanted)
+        if not granted:
+            return
         try:
             new_block_ids = self._reserve(request, request.computed + granted, draft)
             if new_block_ids is None:

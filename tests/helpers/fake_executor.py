@@ -318,6 +318,7 @@ def make_config(
     max_model_len: int = 1000,
     prefix_caching: bool = True,
     steps_ahead: int = 1,
+    least_piece: int = 1,
     vocab_size: int = VOCAB,
     eos_token_ids: tuple[int, ...] = EOS,
 ) -> EngineConfig:
@@ -328,5 +329,7 @@ def make_config(
             vocab_size=vocab_size, eos_token_ids=eos_token_ids, seed=0,
         ),
         cache=CacheConfig(block_size, num_blocks, 1, prefix_caching, "float32"),
-        scheduler=SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_queued_requests, steps_ahead),
+        scheduler=SchedulerConfig(
+            max_num_seqs, max_num_batched_tokens, max_queued_requests, steps_ahead, least_piece
+        ),
     )  # fmt: skip

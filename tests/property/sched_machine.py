@@ -54,6 +54,7 @@ configs = st.fixed_dictionaries(
         "max_num_seqs": st.integers(1, 6),
         "max_num_batched_tokens": st.sampled_from([1, 2, 3, 4, 6, 9, 24]),
         "steps_ahead": st.integers(1, 2),
+        "least_piece": st.sampled_from([1, 1, 2]),
         "prefix_caching": st.sampled_from([True, True, False]),
         "blocks_per_step": st.sampled_from([1, 2, 3, 5, BLOCKS_PER_STEP]),
     }
@@ -87,6 +88,8 @@ class SchedMachine(RuleBasedStateMachine):
     def make(self, options: dict[str, Any]) -> None:
         num_blocks = 1 + -(-options.pop("pool_tokens") // options["block_size"])
         blocks_per_step = options.pop("blocks_per_step")
+        if options["max_num_batched_tokens"] < options.get("max_num_seqs", 8) + 2:
+            options["least_piece"] = 1  # what the configuration refuses
         config = make_config(max_model_len=MAX_MODEL_LEN, num_blocks=num_blocks, **options)
         self.executor = FakeExecutor(config)
         self.now_s = 1000.0

@@ -91,6 +91,15 @@ def test_impossible_options_are_refused_in_one_line(options: EngineOptions, matc
     assert "\n" not in str(caught.value)
 
 
+def test_deterministic_mode_on_cuda_needs_room_for_a_piece_of_a_prompt() -> None:
+    options = replace(OPTIONS, deterministic=True, max_num_seqs=64, max_num_batched_tokens=65)
+    with pytest.raises(ConfigError, match="--max-num-seqs 64 and 2 more"):
+        resolve(options, TINY, H200)
+    roomy = resolve(replace(options, max_num_batched_tokens=66), TINY, H200).scheduler
+    assert roomy.least_piece == 2
+    assert resolve(replace(options, deterministic=False), TINY, H200).scheduler.least_piece == 1
+
+
 def test_dtype_follows_the_checkpoint_where_the_machine_is_fast_in_it() -> None:
     assert resolve(OPTIONS, TINY, LAPTOP).model.dtype == "bfloat16"
     assert resolve(OPTIONS, TINY, OLD_LAPTOP).model.dtype == "float32"

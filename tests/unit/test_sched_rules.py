@@ -122,3 +122,13 @@ def test_budget_grants_what_is_left() -> None:
     assert budget.grant(3) == 2
     budget.refund(2)
     assert budget.left == 2
+
+
+@pytest.mark.parametrize(
+    ("left", "wanted", "granted"),
+    [(8, 5, 5), (5, 8, 5), (7, 8, 6), (1, 8, 0), (2, 3, 0), (1, 1, 1), (0, 1, 0), (2, 2, 2), (3, 4, 2)],
+)
+def test_budget_neither_takes_nor_leaves_less_than_a_piece(left: int, wanted: int, granted: int) -> None:
+    budget = StepBudget(left, least_piece=2)
+    assert budget.grant(wanted) == granted
+    assert budget.left == left - granted

@@ -71,6 +71,19 @@ class TestOrder:
             True,
         ]
 
+    @pytest.mark.parametrize("budget", [5, 6, 7, 8])
+    def test_a_piece_of_a_prompt_is_never_a_single_token_where_that_matters(self, budget: int) -> None:
+        core, executor = make(
+            max_num_batched_tokens=budget, max_num_seqs=3, least_piece=2, num_blocks=65, prefix_caching=False
+        )
+        for length in (5, 12, 2, 9, 1, 17):
+            core.add(str(length), range(2, 2 + length), STEADY)
+        outputs = finish(core)
+        assert all(len(tokens(outputs, str(length))) == 6 for length in (5, 12, 2, 9, 1, 17))
+        singles = [s for plan in executor.plans for s in plan.sequences if s.num_tokens == 1]
+        pieces = [s for plan in executor.plans for s in plan.sequences if s.num_tokens > 1]
+        assert all(s.samples for s in singles) and sum(not s.samples for s in pieces) > 2
+
     def test_admission_stops_at_the_budget_and_the_rows(self) -> None:
         core, executor = make(max_num_batched_tokens=9, max_num_seqs=2, num_blocks=65)
         for name in "abc":
