@@ -338,8 +338,8 @@ class _Resolver:
             )
         if self._least_piece() > 1 and batched < seqs + 2:
             raise ConfigError(
-                f"--max-num-batched-tokens {batched} is less than --max-num-seqs {seqs} and 2 more: with "
-                "--deterministic a prompt is cut into pieces of 2 tokens at least. Raise one or lower the other."
+                f"--max-num-batched-tokens {batched} is less than --max-num-seqs {seqs} and 2 more: "
+                "--deterministic cuts prompts into pieces of 2 tokens at least. Raise one or lower the other."
             )
         return seqs, batched
 

@@ -88,7 +88,7 @@ class SchedMachine(RuleBasedStateMachine):
     def make(self, options: dict[str, Any]) -> None:
         num_blocks = 1 + -(-options.pop("pool_tokens") // options["block_size"])
         blocks_per_step = options.pop("blocks_per_step")
-        if options["max_num_batched_tokens"] < options.get("max_num_seqs", 8) + 2:
+        if options.get("max_num_batched_tokens", 64) < options.get("max_num_seqs", 8) + 2:
             options["least_piece"] = 1  # what the configuration refuses
         config = make_config(max_model_len=MAX_MODEL_LEN, num_blocks=num_blocks, **options)
         self.executor = FakeExecutor(config)
