@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +16,16 @@ from engine.core import EngineCore
 from engine.exec.graphs import GraphMaker
 from engine.model.checkpoint import inspect
 from engine.model.embeddings import read_embedding_facts
+from engine.plan import StepPlan, TokenMasks
 from engine.types import FinishReason, SamplingParams, TokenLogprob, TokenOutput
+
+# What a step does by hand for the few that ask: outside a graph, or in one of its own.
+OF_EVERY_KIND = [
+    ("biased", [4, 5], SamplingParams(max_tokens=9, seed=1, logit_bias={7: 2.0}, min_tokens=3)),
+    ("penalised", [4, 5], SamplingParams(max_tokens=9, seed=1, presence_penalty=0.5, logprobs=3)),
+    ("narrow", [4, 5], SamplingParams(max_tokens=9, seed=1, allowed_token_ids=(3, 8, 9, 30))),
+    ("banned", [4, 5], SamplingParams(max_tokens=9, seed=1, banned_sequences=((5,), (3, 4)))),
+]
 
 
 def make_core(
@@ -31,6 +42,7 @@ def make_core(
     kv_dtype: str | None = None,
     device: str = "cpu",
     graph_maker: GraphMaker | None = None,
+    deterministic: bool = False,
 ) -> EngineCore:
     """A core around the checkpoint at `path`; every limit can be made small. On CUDA it has graphs."""
     checkpoint = inspect(str(path))
@@ -39,7 +51,7 @@ def make_core(
         model=ModelConfig(
             path=str(path), name="test", dtype=dtype, device=device, max_model_len=max_model_len,
             vocab_size=spec.vocab_size, eos_token_ids=checkpoint.eos_token_ids, seed=0,
-            embeddings=read_embedding_facts(checkpoint),
+            embeddings=read_embedding_facts(checkpoint), deterministic=deterministic,
         ),
         cache=CacheConfig(block_size, num_blocks, 1, prefix_caching, kv_dtype or dtype),
         scheduler=SchedulerConfig(max_num_seqs, max_num_batched_tokens, 1000, steps_ahead),
@@ -87,3 +99,22 @@ def run(
             streams[output.request_id, output.index].add(output)
     assert not core.has_work, f"still at work after {max_steps} steps"
     return dict(streams)
+
+
+def guard_launches(core: EngineCore, guard: Callable[[], AbstractContextManager[object]]) -> list[int]:
+    """From now on the executor's `forward` and `sample` run under `guard`; the steps that did are noted."""
+    executor: Any = core._executor
+    forward, sample = executor.forward, executor.sample
+    launched: list[int] = []
+
+    def guarded_forward(plan: StepPlan) -> None:
+        launched.append(plan.step)
+        with guard():
+            forward(plan)
+
+    def guarded_sample(plan: StepPlan, masks: TokenMasks | None = None) -> object:
+        with guard():
+            return sample(plan, masks)
+
+    executor.forward, executor.sample = guarded_forward, guarded_sample
+    return launched

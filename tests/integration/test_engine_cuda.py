@@ -7,11 +7,14 @@ Needs torch, triton and transformers, and none of the server's dependencies: see
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.embedding import Pooling, PoolingKind
 from engine.types import SamplingParams, StepRun
@@ -22,7 +25,7 @@ from tests.helpers.checkpoints import (
     reference_embedding,
     reference_generate,
 )
-from tests.helpers.engines import Stream, make_core, run
+from tests.helpers.engines import OF_EVERY_KIND, Stream, guard_launches, make_core, run
 
 pytestmark = pytest.mark.gpu
 
@@ -121,3 +124,44 @@ def test_a_seed_gives_the_same_tokens_as_on_the_cpu(case: tuple[Path, Expected])
         for device in ("cpu", "cuda")
     }
     assert tokens["cuda"] == tokens["cpu"]
+
+
+@contextmanager
+def no_synchronisation() -> Iterator[None]:
+    """Torch raises where it would make the host wait for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_guard_sees_a_host_that_waits() -> None:
+    with pytest.raises(RuntimeError, match="synchronizing"), no_synchronisation():
+        torch.ones(1, device="cuda").item()
+
+
+def test_launching_a_step_never_waits(case: tuple[Path, Expected]) -> None:
+    """Prompts and decodes, as graphs and launch by launch, drawn with every kind of parameters.
+
+    Kernels are compiled and graphs captured before, for which one may wait. On a CPU
+    `tests/unit/test_exec_graphs.py` looks for the same.
+    """
+    path, _ = case
+    requests = [(name, prompt, replace(GREEDY, max_tokens=12)) for name, prompt in PROMPTS.items()]
+    sampled = SamplingParams(top_p=0.9, top_k=8, seed=3, max_tokens=12, ignore_eos=True, n=2)
+    requests.append(("sampled", [9] * 18, sampled))
+    core = make_core(path, device="cuda", steps_ahead=2)
+    for _ in range(2):
+        for each in (requests, OF_EVERY_KIND):
+            run(core, each)
+        while core.prepare():
+            pass
+    before = dict(core.snapshot().step_runs)
+    launched = guard_launches(core, no_synchronisation)
+    for each in (requests, OF_EVERY_KIND):
+        run(core, each)
+    runs = core.snapshot().step_runs
+    assert len(launched) > 20
+    assert runs[StepRun.GRAPH] > before[StepRun.GRAPH]
+    assert runs[StepRun.UNCAPTURED] == before[StepRun.UNCAPTURED]

@@ -21,7 +21,7 @@ from engine.process.loop import EngineLoop, Quit
 from engine.sample.sampler import PlainDraw
 from engine.types import SamplingParams, StepRun
 from tests.helpers.checkpoints import make_checkpoint
-from tests.helpers.engines import make_core, run
+from tests.helpers.engines import OF_EVERY_KIND, guard_launches, make_core, run
 from tests.helpers.fake_graphs import FakeGraph, FakeGraphs, HostWaited, PointerMoved, no_waiting
 
 
@@ -223,27 +223,8 @@ def test_without_graphs_steps_are_eager(checkpoint: Path) -> None:
 def test_the_step_path_never_waits(checkpoint: Path) -> None:
     """Launching prompts and decodes, drawing with every kind of parameters, without a look at a value."""
     core = make_core(checkpoint, graph_maker=FakeGraphs(), steps_ahead=2)
-    executor = core._executor
-    forward, sample = executor.forward, executor.sample
-    launched: list[int] = []
-
-    def watched_forward(plan) -> None:  # type: ignore[no-untyped-def]
-        launched.append(plan.step)
-        with no_waiting():
-            forward(plan)
-
-    def watched_sample(plan, masks=None):  # type: ignore[no-untyped-def]
-        with no_waiting():
-            return sample(plan, masks)
-
-    executor.forward, executor.sample = watched_forward, watched_sample  # type: ignore[method-assign]
-    others = [
-        ("biased", [4, 5], SamplingParams(max_tokens=9, seed=1, logit_bias={7: 2.0}, min_tokens=3)),
-        ("penalised", [4, 5], SamplingParams(max_tokens=9, seed=1, presence_penalty=0.5, logprobs=3)),
-        ("narrow", [4, 5], SamplingParams(max_tokens=9, seed=1, allowed_token_ids=(3, 8, 9, 30))),
-        ("banned", [4, 5], SamplingParams(max_tokens=9, seed=1, banned_sequences=((5,), (3, 4)))),
-    ]
-    for requests in (REQUESTS, REQUESTS, others):
+    launched = guard_launches(core, no_waiting)
+    for requests in (REQUESTS, REQUESTS, OF_EVERY_KIND):
         run(core, requests)
         core.prepare()
     assert len(launched) > 40
