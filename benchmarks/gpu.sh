@@ -33,13 +33,7 @@ run() {  # LIMIT_S COMMAND...
   echo "== $((SECONDS - started)) s"
 }
 
-correct() {
-  # Most of the time is spent compiling, which several processes do at once.
-  local workers=""
-  "$python" -c "import xdist" 2>/dev/null && [ -z "$dry" ] && workers="-n 12"
-  run 200 "$python" -m pytest -c benchmarks/gpu.ini --rootdir . -m gpu -v --maxfail 40 $workers \
-    tests/kernels tests/integration/test_engine_cuda.py
-}
+correct() { run 200 "$python" -m benchmarks.gpu_correct $dry --json "$out/gpu-correct.json"; }
 decode() {
   run 80 "$python" -m benchmarks.decode $dry --model $small --deterministic both --json "$out/gpu-decode-$small.json"
   run 100 "$python" -m benchmarks.decode $dry --model $large --deterministic both --json "$out/gpu-decode-$large.json"

@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu.sh` found, beside the goals: one line for each.
+"""What `benchmarks/gpu.sh` found: what the tests said, and each figure beside its goals.
 
 python -m benchmarks.gpu_summary benchmarks/results
 """
@@ -102,7 +102,22 @@ def verdict(goal: Goal, value: float | None) -> str:
     return "first goal" if goal.sign * value >= goal.sign * goal.first else "missed"
 
 
+def correctness(folder: Path) -> Iterator[str]:
+    """What the tests on the GPU said, the names of those that failed beneath."""
+    path = folder / "gpu-correct.json"
+    record = json.loads(path.read_text()) if path.exists() else {"settings": {"dry_run": True}}
+    if record["settings"]["dry_run"]:
+        yield "tests on the GPU: not run"
+        return
+    (found,) = record["results"]
+    counts = ", ".join(f"{found[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
+    end = "" if found["finished"] else "; STOPPED before the last one"
+    yield f"tests on the GPU: {counts} in {found['seconds']:.0f} s{end}"
+    yield from (f"  failed: {name}" for name in found["failures"])
+
+
 def lines(folder: Path) -> Iterator[str]:
+    yield from correctness(folder)
     yield f"{'figure':58} {'measured':>10} {'first':>8} {'then':>8}"
     for goal in GOALS:
         value = find(goal, folder)
@@ -110,7 +125,8 @@ def lines(folder: Path) -> Iterator[str]:
         yield f"{goal.name:58} {shown:>10} {goal.first:>8,.0f} {goal.then:>8,.0f}  {verdict(goal, value)}"
     for path in sorted(folder.glob("gpu-*.json")):
         machine = json.loads(path.read_text()).get("machine", {})
-        yield f"{path.name}: {machine.get('gpu', 'no GPU')}, commit {machine.get('commit', '?')}"
+        gpu, driver = machine.get("gpu", "no GPU"), machine.get("driver", "?")
+        yield f"{path.name}: {gpu}, driver {driver}, commit {machine.get('commit', '?')}"
 
 
 if __name__ == "__main__":

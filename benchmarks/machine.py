@@ -27,6 +27,7 @@ def describe(device: str = "cpu") -> dict[str, str | int]:
     }
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
+        facts["driver"] = _driver()
     return facts
 
 
@@ -48,6 +49,15 @@ def commit() -> str:
 
 def _git(*args: str) -> str:
     return subprocess.run(["git", *args], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def _cpu_name() -> str:

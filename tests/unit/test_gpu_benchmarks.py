@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import decode, engine, gpu_summary, limits, start
+from benchmarks import decode, engine, gpu_correct, gpu_summary, limits, start
 from benchmarks.kernels.attention import decode_shapes, prefill_shapes
 from benchmarks.kernels.timing import Lab
 from benchmarks.models import read_spec
@@ -84,7 +84,7 @@ def test_the_summary_knows_what_was_reached(tmp_path: Path) -> None:
         {"model": "qwen3-0.6b", "batch": 32, "share_of_bound": 0.4, "idle_us": 15.0, "deterministic": False},
         {"model": "qwen3-0.6b", "batch": 32, "deterministic_cost": 0.2, "deterministic": True},
     ]
-    machine = {"gpu": "NVIDIA H200", "commit": "abc"}
+    machine = {"gpu": "NVIDIA H200", "driver": "580.1", "commit": "abc"}
     (tmp_path / "gpu-decode-qwen3-0.6b.json").write_text(json.dumps({"results": rows, "machine": machine}))
     lines = {line[:58].strip(): line for line in gpu_summary.lines(tmp_path)}
     assert lines["decode, qwen3-0.6b, 1 x 1k: % of bound"].endswith("reached")
@@ -93,14 +93,55 @@ def test_the_summary_knows_what_was_reached(tmp_path: Path) -> None:
     assert lines["decode, qwen3-0.6b, 32 x 1k: GPU idle, us a step"].endswith("reached")
     assert lines["decode, qwen3-0.6b, 256 x 1k: % of bound"].endswith("not measured")
     assert lines["deterministic, qwen3-0.6b, 32 x 1k: % more time"].endswith("first goal")
-    assert "NVIDIA H200, commit abc" in list(gpu_summary.lines(tmp_path))[-1]
+    assert "NVIDIA H200, driver 580.1, commit abc" in list(gpu_summary.lines(tmp_path))[-1]
 
 
 def test_the_summary_leaves_dry_runs_out(tmp_path: Path) -> None:
     rows = [{"model": "qwen3-0.6b", "batch": 1, "share_of_bound": 0.6, "deterministic": False}]
     found = {"results": rows, "settings": {"dry_run": True}}
     (tmp_path / "gpu-decode-qwen3-0.6b.json").write_text(json.dumps(found))
-    assert all(line.endswith("not measured") for line in list(gpu_summary.lines(tmp_path))[1:-1])
+    (tmp_path / "gpu-correct.json").write_text(json.dumps(found))
+    tests, _, *figures = list(gpu_summary.lines(tmp_path))[:-2]
+    assert tests == "tests on the GPU: not run"
+    assert all(line.endswith("not measured") for line in figures)
+
+
+GPU_TESTS = """
+import os
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+def test_good(): pass
+def test_other(): pytest.skip("not here")
+def test_bad(): assert 1 == 2
+
+@pytest.fixture
+def broken(): raise OSError
+
+def test_of_a_broken_fixture(broken): pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("last", "finished"), [("pass", True), ("os._exit(9)", False)])
+def test_the_tests_are_counted_also_when_they_are_stopped(last: str, finished: bool, tmp_path: Path) -> None:
+    tests, found = tmp_path / "test_some.py", tmp_path / "gpu-correct.json"
+    tests.write_text(GPU_TESTS + f"def test_last(): {last}\n")
+    command = [sys.executable, "-m", "benchmarks.gpu_correct", "--workers", "0", "--json", str(found)]
+    done = subprocess.run([*command, str(tests)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == (1 if finished else 9), done.stdout
+    record = json.loads(found.read_text())
+    assert {"commit", "torch", "cpu"} <= record["machine"].keys()
+    (counts,) = record["results"]
+    names = [name.rpartition("::")[2] for name in counts.pop("failures")]
+    assert names == ["test_bad", "test_of_a_broken_fixture"]
+    assert 0 < counts.pop("seconds") < 60
+    assert counts == {"finished": finished, "passed": 1 + finished, "failed": 2, "skipped": 1}
+    first, *failed, _ = [line for line in gpu_summary.lines(tmp_path) if "test" in line or "correct" in line]
+    assert first.startswith(f"tests on the GPU: {1 + finished} passed, 2 failed, 1 skipped in ")
+    assert first.endswith("; STOPPED before the last one") != finished
+    assert [line.rpartition("::")[2] for line in failed] == names
 
 
 def test_the_kernels_of_the_goals_are_measured_first() -> None:
@@ -117,6 +158,7 @@ def test_each_file_of_the_summary_is_written_by_the_script() -> None:
     written = script.replace("$small", "qwen3-0.6b").replace("$large", "llama-3.1-8b")
     for goal in gpu_summary.GOALS:
         assert f'"$out/{goal.file}"' in written
+    assert '"$out/gpu-correct.json"' in written
 
 
 def test_the_script_names_its_parts() -> None:
@@ -168,8 +210,9 @@ def test_a_part_needs_little_more_than_torch(part: str, more: tuple[str, ...], t
 @pytest.mark.slow
 def test_the_gpu_tests_are_found_without_the_plugins_of_the_suite() -> None:
     command = [sys.executable, "-m", "pytest", "-c", "benchmarks/gpu.ini", "--rootdir", ".", "-m", "gpu"]
-    command += ["--collect-only", "-q", "tests/kernels", "tests/integration/test_engine_cuda.py"]
+    command += ["--collect-only", "-q", *gpu_correct.TESTS]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout
     assert "test_engine_cuda.py::test_graphs_say_what_launches_say" in done.stdout
+    assert "test_engine_deterministic.py::test_alone_and_in_a_batch[cuda" in done.stdout
     assert "test_layer.py::test_deterministic_logits" in done.stdout
