@@ -21,6 +21,7 @@ from engine.exec.graphs import CudaGraphs, GraphMaker
 from engine.exec.kv_store import KVStore
 from engine.exec.lanes import Lanes
 from engine.exec.rows import Rows
+from engine.exec.warm_up import warm_up
 from engine.gguf.container import SUFFIX, is_gguf
 from engine.model import checkpoint as checkpoints
 from engine.model import loader
@@ -28,11 +29,10 @@ from engine.model.checkpoint import LOADABLE, Checkpoint
 from engine.model.embeddings import read_embedding_facts
 from engine.model.quant import holding
 from engine.model.transformer import Transformer
-from engine.plan import RowStart, SequencePlan, StepPlan
 from engine.sample.grammar import CompiledGrammars
 from engine.sample.sampler import Sampler
 from engine.text.tokenizer import Tokenizer
-from engine.types import EngineInfo, SamplingParams
+from engine.types import EngineInfo
 from kernels import api
 
 Progress = Callable[[int, int], None]
@@ -59,7 +59,7 @@ def build(options: EngineOptions, progress: Progress | None = None) -> tuple[Eng
     config = resolve(options, facts, machine)
     grammars = build_grammars(config, checkpoint)
     executor = build_executor(config, checkpoint, device, progress)
-    warm_up(executor)
+    warm_up(executor, config)
     return EngineCore(config, executor, grammars=grammars), engine_info(config, checkpoint, facts, device)
 
 
@@ -164,19 +164,6 @@ def build_grammars(config: EngineConfig, checkpoint: Checkpoint) -> CompiledGram
     return CompiledGrammars(
         lambda: Tokenizer.from_dir(checkpoint.path), config.model.vocab_size, config.model.eos_token_ids
     )
-
-
-def warm_up(executor: LocalExecutor) -> None:
-    """One real step of one token that writes to the padding block, so that the first request does not pay
-    for lazily built primitives and kernels."""
-    params = SamplingParams(temperature=1.0, top_p=0.9)
-    plan = StepPlan(
-        step=0,
-        row_starts=(RowStart(0, params, 0, 1, (0,), ()),),
-        sequences=(SequencePlan(0, 0, 1, (0,), (0,), executor.samples),),
-    )
-    executor.forward(plan)
-    executor.sample(plan).result()
 
 
 def engine_info(

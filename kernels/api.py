@@ -28,6 +28,7 @@ from kernels.native.library import library as _native_library
 from kernels.native.library import use_threads
 from kernels.paged_attention import cpu as _paged_attention_cpu
 from kernels.penalize import cpu as _penalize_cpu
+from kernels.rehearsal import rehearsal
 from kernels.rms_norm import cpu as _rms_norm_cpu
 from kernels.rotary import cpu as _rotary_cpu
 from kernels.sample import cpu as _sample_cpu
@@ -71,6 +72,7 @@ __all__ = [
     "paged_attention",
     "penalize",
     "quantize",
+    "rehearsal",
     "rms_norm",
     "rotary",
     "rotate_and_write",

@@ -23,6 +23,7 @@ from engine.plan import RowStart, SequencePlan, StepPlan, StepResult, TokenMasks
 from engine.sample.logprobs import PendingLogprobs
 from engine.sample.sampler import Sampler
 from engine.types import StepRun, TokenLogprob
+from kernels import api
 
 _PROMPT_LOGITS_TOKENS = 128  # prompt positions whose logits are held at once
 
@@ -78,21 +79,40 @@ class LocalExecutor:
     @torch.inference_mode()
     def sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> _Handle:
         """Launches the draw of the step that `forward` launched last, where it is not launched yet."""
+        handle = self._sample(plan, masks)
+        if self._graphs is not None:
+            self._graphs.capture_if_due()
+        return handle
+
+    def _sample(self, plan: StepPlan, masks: TokenMasks | None = None) -> _Handle:
         step = self._step
         if step is None or step.plan is not plan:
             raise RuntimeError("sample must follow forward of the same plan")
         self._step = None
         wanted = [sequence.logprobs for sequence in plan.sequences if sequence.samples]
         if step.to_draw is not None:
-            token_S, logprobs = self._draw(plan, step.to_draw, wanted, masks)
-            handle = _Handle(step, token_S, logprobs)
-        elif self._graphs is not None and step.run is StepRun.GRAPH:
-            handle = _Handle(step, *self._graphs.drawn(wanted))
-        else:
-            handle = _Handle(step, None, None)
-        if self._graphs is not None:
-            self._graphs.capture_if_due()
-        return handle
+            return _Handle(step, *self._draw(plan, step.to_draw, wanted, masks))
+        if self._graphs is not None and step.run is StepRun.GRAPH:
+            return _Handle(step, *self._graphs.drawn(wanted))
+        return _Handle(step, None, None)
+
+    @torch.inference_mode()
+    def rehearse(self, plans: Sequence[StepPlan], threads: int) -> None:
+        """Has the kernels of these plans compiled on threads, then those of graphs. Computes nothing, and does
+        not wait for them. Before the first request: what rows hold is lost."""
+        with api.rehearsal(threads):
+            for plan in plans:
+                self.forward(plan)
+                self._sample(plan)
+            if self._graphs is not None:
+                self._graphs.rehearse()
+        self._rows.last_token_R.zero_()  # draws that were left out have written anything there
+
+    @torch.inference_mode()
+    def warm_up(self, plan: StepPlan) -> None:
+        """Runs a plan for what is built lazily on the way, and captures nothing."""
+        self.forward(plan)
+        self._sample(plan).result()
 
     @torch.inference_mode()
     def prepare(self) -> bool:

@@ -62,6 +62,18 @@ class GraphedDecode:
         """For when there is nothing else to do. Whether a graph was captured."""
         return self._shelf.capture_next()
 
+    def rehearse(self) -> None:
+        """Launches, in a rehearsal, what compiles every kernel of the graphs that nobody has asked for yet.
+
+        Kernels change with the size of the batch at powers of two at most. Filters have kernels of their own;
+        the others are the same without them.
+        """
+        for size in reversed(self._sizes):
+            if size & (size - 1) == 0 or size == self._sizes[-1]:
+                work = Work(size, PlainDraw(filters=True))
+                self._pad(work)
+                self._record(work)
+
     # ---- what the step launched last leaves, until the next one
 
     def drawn(self, wanted: Sequence[int | None]) -> tuple[Tensor, PendingLogprobs]:
