@@ -4,7 +4,7 @@
 
 The engine's own warm-up and first requests, on one layer of the model, with the Triton kernels on CPU tensors
 and an empty cache of compiled kernels. Everything happens but the launches: where one would be, the kernel is
-waited for. `--threads 0` is a start without a rehearsal, which compiles each kernel where it is first launched.
+waited for. `--threads 0` is a start without a rehearsal: each kernel is compiled where it is first launched.
 """
 
 from __future__ import annotations
@@ -102,8 +102,7 @@ class Compilations:
 
     Attributes:
         asked: kernels by the phase of the start in which they were first needed.
-        rows: what each compilation took of its thread's time, and how much of it before the compiler's passes,
-            in Python.
+        rows: what each compilation took, and how much of it in Python, before the compiler's passes.
     """
 
     def __init__(self) -> None:

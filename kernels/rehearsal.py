@@ -1,6 +1,6 @@
 """Compiles the GPU kernels of a step before the step is run: all at once, on threads.
 
-Triton compiles a kernel where it is launched first, and whatever comes after it waits. In a rehearsal launches
+Triton compiles a kernel where it is first launched, and what comes after it waits. In a rehearsal launches
 are left out, so that to run a step is only to say which kernels it has. Threads compile those:
 
     rehearsed    kernel, kernel, kernel ...
@@ -22,7 +22,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def rehearsal(threads: int) -> Iterator[None]:
-    """Within, a kernel that would be launched is compiled instead, unless it is. The end does not wait for it.
+    """Within, a kernel that would be launched is compiled instead. The end does not wait for it.
 
     Results are whatever was in their memory: nobody may look at them, or use them to find other memory. No
     other thread may launch kernels meanwhile.

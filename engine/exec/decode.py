@@ -106,10 +106,9 @@ class DecodeStep:
         logits_SV = self._model.logits(hidden_SE)
         as_given_SV = logits_SV.clone() if work.logprobs and draw.penalty_capacity else logits_SV
         position_S = self.next_position_S[: work.size]
-        token_S = self._sampler.sample_plain(logits_SV, row_S, position_S, draw)
-        real_S = token_S.clamp(min=0)
-        self._rows.last_token_R[row_S] = real_S
-        self.token_S[: work.size].copy_(token_S)
+        told_S = self.token_S[: work.size]
+        token_S = self._sampler.sample_plain(logits_SV, row_S, position_S, draw, told_S)
+        self._rows.last_token_R[row_S] = token_S
         if work.logprobs:
-            chosen_S, _, _ = api.logprobs(as_given_SV, real_S, 0)
+            chosen_S, _, _ = api.logprobs(as_given_SV, token_S, 0)
             self.logprob_S[: work.size].copy_(chosen_S)

@@ -98,8 +98,8 @@ class LocalExecutor:
 
     @torch.inference_mode()
     def rehearse(self, plans: Sequence[StepPlan], threads: int) -> None:
-        """Has the kernels of these plans compiled on threads, then those of graphs. Computes nothing, and does
-        not wait for them. Before the first request: what rows hold is lost."""
+        """Has the kernels of these plans compiled on threads, then those of graphs; does not wait for them.
+        Computes nothing. Before the first request: what rows hold is lost."""
         with api.rehearsal(threads):
             for plan in plans:
                 self.forward(plan)

@@ -48,11 +48,13 @@ class Sampler:
     ) -> None:
         self._device = device
         self._eos = tuple(eos_token_ids)
-        # float32 columns: temperature, top_p, min_p, presence, frequency, repetition
-        self._floats_6R = torch.zeros((6, num_rows + 1), dtype=torch.float32, device=device)
-        # int64 columns: top_k, seed, row of the penalty tables
-        self._ints_3R = torch.zeros((3, num_rows + 1), dtype=torch.int64, device=device)
-        self._ints_3R[2] = -1
+        # temperature, top_p, min_p, presence, frequency, repetition as bits of float32; top_k. One tensor,
+        # for each that a draw picks its rows from is a launch.
+        self._words_7R = torch.zeros((7, num_rows + 1), dtype=torch.int32, device=device)
+        # seed, row of the penalty tables
+        self._ints_2R = torch.zeros((2, num_rows + 1), dtype=torch.int64, device=device)
+        self._ints_2R[1] = -1
+        self._not_finite = torch.tensor(NOT_FINITE, device=device)
         self._sampling: set[int] = set()  # rows that are not greedy
         self._filtered: set[int] = set()  # rows with top_k, top_p or min_p
         self._bias: dict[int, tuple[Tensor, Tensor]] = {}
@@ -74,9 +76,11 @@ class Sampler:
             )
             for p in (start.params for start in starts)
         ]  # fmt: skip
-        ints = [(max(start.params.top_k, 0), start.seed, self._penalties.slot(start.row)) for start in starts]
-        self._floats_6R[:, row] = to_device(floats, torch.float32, self._device).T
-        self._ints_3R[:, row] = to_device(ints, torch.int64, self._device).T
+        top_k = [max(start.params.top_k, 0) for start in starts]
+        ints = [(start.seed, self._penalties.slot(start.row)) for start in starts]
+        self._words_7R[:6, row] = to_device(floats, torch.float32, self._device).view(torch.int32).T
+        self._words_7R[6, row] = to_device(top_k, torch.int32, self._device)
+        self._ints_2R[:, row] = to_device(ints, torch.int64, self._device).T
 
     def _start_host_state(self, start: RowStart) -> None:
         row, params = start.row, start.params
@@ -122,7 +126,7 @@ class Sampler:
             self._narrowing.apply(logits_SV, rows)
         if masks is not None:
             self._mask(logits_SV, masks)
-        most_S = logits_SV.amax(dim=-1)  # no NaN and no infinity among what may be drawn hides from it
+        most_S = logits_SV.amax(dim=-1)
         token_S = self._draw(
             logits_SV,
             row_S,
@@ -130,11 +134,11 @@ class Sampler:
             all_greedy=self._sampling.isdisjoint(rows),
             any_filter=not self._filtered.isdisjoint(rows),
         )
-        token_S = torch.where(torch.isfinite(most_S), token_S, NOT_FINITE)
+        token_S = torch.where(_finite(most_S), token_S, self._not_finite)
         if narrowed or masks is not None:
             token_S.masked_fill_(most_S == -torch.inf, NOTHING_LEFT)
         if self._penalties.any(rows):
-            self._penalties.count(self._ints_3R[2, row_S], token_S)
+            self._penalties.count(self._ints_2R[1, row_S], token_S)
         if narrowed:
             self._narrowing.drawn(rows, token_S)
         return token_S
@@ -152,29 +156,42 @@ class Sampler:
         capacity = self._penalties.capacity if self._penalties.any(rows) else 0
         return PlainDraw(not self._filtered.isdisjoint(rows), capacity)
 
-    def sample_plain(self, logits_SV: Tensor, row_S: Tensor, position_S: Tensor, draw: PlainDraw) -> Tensor:
+    def sample_plain(
+        self, logits_SV: Tensor, row_S: Tensor, position_S: Tensor, draw: PlainDraw, told_S: Tensor
+    ) -> Tensor:
         """Draws as `sample` does, but never looks at the host's tables: what it launches depends on `draw`
-        alone, and can be launched again, as it is, when other such rows are in `row_S`."""
-        finite_S = torch.isfinite(logits_SV.amax(dim=-1))
+        alone, and can be launched again, as it is, when other such rows are in `row_S`.
+
+        Args:
+            told_S: gets what `sample` returns.
+
+        Returns:
+            The tokens, and where a row cannot draw any one of the vocabulary.
+        """
+        finite_S = _finite(logits_SV.amax(dim=-1))
         if draw.penalty_capacity:
-            slot_S = self._ints_3R[2, row_S]
-            self._penalties.apply(logits_SV, slot_S, self._floats_6R[:, row_S])
+            slot_S = self._ints_2R[1, row_S]
+            self._penalties.apply(logits_SV, slot_S, self._floats(row_S))
         token_S = self._draw(logits_SV, row_S, position_S, all_greedy=False, any_filter=draw.filters)
-        token_S = torch.where(finite_S, token_S, NOT_FINITE)
+        torch.where(finite_S, token_S, self._not_finite, out=told_S)
         if draw.penalty_capacity:
             self._penalties.count(slot_S, token_S)
         return token_S
 
+    def _floats(self, row_S: Tensor) -> Tensor:
+        return self._words_7R[:6, row_S].view(torch.float32)
+
     def _draw(
         self, logits_SV: Tensor, row_S: Tensor, position_S: Tensor, *, all_greedy: bool, any_filter: bool
     ) -> Tensor:
-        floats, ints = self._floats_6R[:, row_S], self._ints_3R[:, row_S]
+        words = self._words_7R[:, row_S]
+        floats = words.view(torch.float32)
         params = api.SampleParams(
             temperature_S=floats[0],
-            top_k_S=ints[0].to(torch.int32),
+            top_k_S=words[6],
             top_p_S=floats[1],
             min_p_S=floats[2],
-            seed_S=ints[1],
+            seed_S=self._ints_2R[0, row_S],
             position_S=position_S,
             all_greedy=all_greedy,
             any_filter=any_filter,
@@ -209,8 +226,7 @@ class Sampler:
         self, logits_SV: Tensor, rows: Sequence[int], positions: Sequence[int], row_S: Tensor
     ) -> None:
         if self._penalties.any(rows):
-            floats, slot_S = self._floats_6R[:, row_S], self._ints_3R[2, row_S]
-            self._penalties.apply(logits_SV, slot_S, floats)
+            self._penalties.apply(logits_SV, self._ints_2R[1, row_S], self._floats(row_S))
         if not self._bias and not self._min_length:
             return
         for i, row in enumerate(rows):
@@ -221,6 +237,12 @@ class Sampler:
                 first, ids = self._min_length[row]
                 if positions[i] < first:
                     logits_SV[i, ids] = -torch.inf
+
+
+def _finite(most_S: Tensor) -> Tensor:
+    """Whether rows can be drawn from, by their largest logits: no NaN and no infinity among what may be drawn
+    hides from those. `isfinite` is four launches."""
+    return most_S * 0 == 0
 
 
 def _put(rows: set[int], row: int, present: bool) -> None:

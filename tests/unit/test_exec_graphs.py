@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.dist import transfer
 from engine.exec import lanes as lanes_module
@@ -20,6 +22,8 @@ from engine.process import frames
 from engine.process.loop import EngineLoop, Quit
 from engine.sample.sampler import PlainDraw
 from engine.types import SamplingParams, StepRun
+from kernels import api
+from kernels.types import SampleParams
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.engines import OF_EVERY_KIND, guard_launches, make_core, run
 from tests.helpers.fake_graphs import FakeGraph, FakeGraphs, HostWaited, PointerMoved, no_waiting
@@ -228,6 +232,38 @@ def test_the_step_path_never_waits(checkpoint: Path) -> None:
         run(core, requests)
         core.prepare()
     assert len(launched) > 40
+
+
+class Launches(TorchDispatchMode):
+    """Counts what would be launches on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        if name not in ("empty", "select", "slice", "view", "detach"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_plain_draw_is_nine_launches(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sample(logits_SV: torch.Tensor, params: SampleParams) -> torch.Tensor:
+        launches.names += ["_draw", "_pick"]
+        return torch.empty(len(logits_SV), dtype=torch.int64).fill_(3)
+
+    core = make_core(checkpoint, graph_maker=FakeGraphs())
+    step = cast(Any, core._executor)._graphs._step
+    lanes_5S = torch.zeros((5, 4), dtype=torch.int64)
+    monkeypatch.setattr(api, "sample", sample)
+    monkeypatch.setattr(step._model, "logits", lambda hidden_SE: hidden_SE)
+    launches = Launches()
+    with launches:
+        step._draw(Work(4), PlainDraw(), torch.zeros(4, 100), lanes_5S[0])
+    *others, written = [name for name in launches.names if name not in ("zeros", "fill_")]
+    assert others == ["amax", "mul", "eq", "index", "index", "_draw", "_pick", "where"]
+    assert written == "index_put_"
 
 
 # ---- the fake is strict
