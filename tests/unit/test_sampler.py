@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from engine.plan import NOTHING_LEFT, RowStart
+from engine.plan import NOT_FINITE, NOTHING_LEFT, RowStart
 from engine.sample.logprobs import PendingLogprobs
-from engine.sample.sampler import Sampler
+from engine.sample.sampler import PlainDraw, Sampler
 from engine.types import SamplingParams
 
 V = 50
@@ -157,3 +157,16 @@ def test_log_probabilities_are_read_before_tokens_are_taken_away() -> None:
     for params in ({"allowed_token_ids": (1,)}, {"banned_sequences": ((1,),)}):
         assert make(start(0, **params)).changes_logits([0])
     assert not make(start(0)).changes_logits([0])
+
+
+def test_a_plain_draw_tells_of_rows_that_are_not_finite_and_has_tokens_for_them() -> None:
+    sampler = make(*(start(row, temperature=1.0, top_k=3 + row, seed=row) for row in range(5)))
+    logits_SV = torch.randn(5, V, generator=torch.Generator().manual_seed(0))
+    logits_SV[1, 9], logits_SV[2, 1], logits_SV[3, :] = torch.nan, torch.inf, -torch.inf
+    rows, positions = [0, 1, 2, 3, 4], [7] * 5
+    row_S, position_S, told_S = torch.tensor(rows), torch.tensor(positions), torch.empty(5, dtype=torch.int64)
+    want = draw(sampler, rows, positions, logits_SV)
+    token_S = sampler.sample_plain(logits_SV, row_S, position_S, PlainDraw(filters=True), told_S)
+    assert told_S.tolist() == want == [want[0], NOT_FINITE, NOT_FINITE, NOT_FINITE, want[4]]
+    assert token_S[[0, 4]].tolist() == [want[0], want[4]]
+    assert ((token_S >= 0) & (token_S < V)).all()
