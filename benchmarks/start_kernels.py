@@ -39,7 +39,7 @@ from kernels.paged_attention import triton_config
 
 # What first requests may be like: short and long, greedy and sampled, with filters and without.
 FIRST = [
-    ([5, 6], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)),
+    ([5, 6], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, logprobs=0)),
     ([7] * 128, SamplingParams(max_tokens=3, ignore_eos=True)),
     ([8] * 700, SamplingParams(top_p=0.9, top_k=40, max_tokens=3, ignore_eos=True)),
 ]

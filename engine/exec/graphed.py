@@ -63,14 +63,14 @@ class GraphedDecode:
         return self._shelf.capture_next()
 
     def rehearse(self) -> None:
-        """Launches, in a rehearsal, what compiles every kernel of the graphs that nobody has asked for yet.
+        """Launches, in a rehearsal, what compiles the kernels of all graphs but those with penalties.
 
-        Kernels change with the size of the batch at powers of two at most. Filters have kernels of their own;
-        the others are the same without them.
+        Kernels change with the size of the batch at powers of two at most. Filters and log probabilities have
+        kernels of their own; the others are the same without them.
         """
         for size in reversed(self._sizes):
             if size & (size - 1) == 0 or size == self._sizes[-1]:
-                work = Work(size, PlainDraw(filters=True))
+                work = Work(size, PlainDraw(filters=True), logprobs=True)
                 self._pad(work)
                 self._record(work)
 
