@@ -8,8 +8,7 @@ are left out, so that to run a step is only to say which kernels it has. Threads
                            compile ---------->
     run                launch ........ launch .... launch       each waits for its own kernel alone
 
-It knows Triton; not which kernels there are. Python's lock is held for less than a third of a compilation, so
-that several threads do several times as much.
+It knows Triton; not which kernels there are. Most of a compilation does not hold Python's lock.
 """
 
 from __future__ import annotations
