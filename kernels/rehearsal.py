@@ -8,7 +8,8 @@ are left out, so that to run a step is only to say which kernels it has. Threads
                            compile ---------->
     run                launch ........ launch .... launch       each waits for its own kernel alone
 
-It knows Triton; not which kernels there are. Most of a compilation does not hold Python's lock.
+It knows Triton; not which kernels there are. Most of a compilation does not hold Python's lock. Triton before
+3.7 forgets what is still being compiled: who launches that compiles it once more, and finds the rest on disk.
 """
 
 from __future__ import annotations

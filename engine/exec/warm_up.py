@@ -7,13 +7,16 @@ follow, while the server already answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 
 from engine.config import EngineConfig
 from engine.exec.device import count_cores
 from engine.exec.executor import LocalExecutor
 from engine.plan import RowStart, SequencePlan, StepPlan
 from engine.types import SamplingParams
+
+log = logging.getLogger(__name__)
 
 _SAMPLED, _GREEDY = SamplingParams(temperature=1.0), SamplingParams(temperature=0.0)
 _FILTERED = SamplingParams(temperature=1.0, top_p=0.9)
@@ -28,9 +31,17 @@ def warm_up(executor: LocalExecutor, config: EngineConfig) -> None:
     plans = [_plan(executor, config, _FILTERED, 1)]
     if config.model.device == "cuda":
         plans += _for_kernels(executor, config)
-        executor.rehearse(plans, count_cores())
+        _rehearse(executor, plans)
     for plan in plans:
         executor.warm_up(plan)
+
+
+def _rehearse(executor: LocalExecutor, plans: Sequence[StepPlan]) -> None:
+    """What fails here is only lost time: a kernel that cannot be compiled will say so when it is launched."""
+    try:
+        executor.rehearse(plans, count_cores())
+    except Exception:
+        log.warning("could not compile kernels ahead; each will be compiled when it is needed", exc_info=True)
 
 
 def _for_kernels(executor: LocalExecutor, config: EngineConfig) -> Iterator[StepPlan]:

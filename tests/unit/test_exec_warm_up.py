@@ -50,6 +50,20 @@ def test_after_a_rehearsal_that_fails_kernels_are_launched_again() -> None:
         assert JITFunction.run is stock
 
 
+def test_a_rehearsal_that_fails_costs_no_more_than_time(caplog: pytest.LogCaptureFixture) -> None:
+    cold, _ = start_kernels.make_core("tiny")
+    warm, config = start_kernels.make_core("tiny")
+    executor: Any = warm._executor
+
+    def fail(plans: object, threads: int) -> None:
+        raise OSError("no compiler")
+
+    executor.rehearse = fail
+    warm_up(executor, config)
+    assert "no compiler" in caplog.text and "when it is needed" in caplog.text
+    assert tokens(warm) == tokens(cold)
+
+
 @pytest.mark.slow
 def test_a_rehearsal_compiles_all_that_first_requests_and_graphs_need(tmp_path: Path) -> None:
     """In another process, for here Triton is an interpreter; compiled for a GPU that is not there."""
