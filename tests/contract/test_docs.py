@@ -95,6 +95,7 @@ SCRIPT_FLAGS = {
     "--input",
     "--output",
     "--fa3",
+    "--archs",
     "--merge",  # llama.cpp's
     "--repeats",
     "--threads",
