@@ -250,9 +250,9 @@ def _reuse() -> Row:
                 "Why the reuse of each prompt ended where it did: one reason for each request. `last_token` "
                 "and `partial_block` are complete hits.",
                 "`diverged`: prompts differ early. `never_seen`: new text. `evicted`: the pool is too "
-                "small. `other_salt`: the same text under another `cache_salt`. `in_progress`: equal "
-                "prompts sent at the same moment; send one first. `prompt_logprobs`, `pooling` and "
-                "`caching_off`: asked for.",
+                "small. `other_salt`: the same text under another `cache_salt`. `in_progress`: "
+                "prompts that share less than half and came at the same moment. `prompt_logprobs`, `pooling` "
+                "and `caching_off`: asked for.",
                 [Query(rate("quire_prefix_misses_total", by="reason"), "{{reason}}")],
                 unit="reqps",
                 width=12,

@@ -132,6 +132,22 @@ class KVManager:
         found = self.prefix.find(request, held, (len(request.token_ids) - 1) // self.block_size)
         return PrefixHit(tuple(found), (held + len(found)) * self.block_size, self.pool.count_idle(found))
 
+    def is_coming(self, request: Request, hit: PrefixHit) -> bool:
+        """Whether it pays to wait for blocks that somebody computes and has not published yet: they are half
+        of what the request would compute at least, and will be there before it could have computed them."""
+        if not self.reads_prefix(request):
+            return False
+        known, first = len(request.token_ids), hit.tokens // self.block_size
+        end = (known - 1) // self.block_size
+        for other in self._running:
+            if other.confirmed < other.prompt_len:
+                theirs = min(end, other.prompt_len // self.block_size)
+                shared = self.prefix.common_blocks(request, other, first, theirs)
+                saved = (shared - first) * self.block_size
+                if saved and saved >= other.remaining and 2 * saved >= known - hit.tokens:
+                    return True
+        return False
+
     def account(self, request: Request, hit: PrefixHit) -> CacheReport:
         """Explains and counts the hit of a request admitted for the first time, before it is adopted.
 

@@ -8,6 +8,7 @@ once block i is verified, block i + 1 needs its own bytes compared and its paren
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, ItemsView, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
@@ -96,6 +97,14 @@ class PrefixCache:
             parent = keys[index] = entry.key
             found.append(entry.block_id)
         return found
+
+    def common_blocks(self, one: Request, other: Request, first: int, end: int) -> int:
+        """How many leading blocks two requests share, `first` at least and `end` at most, as far as both are
+        hashed. By their digests alone: it says what is likely, and never shares anything."""
+        ones, others = one.block_keys, other.block_keys
+        blocks = range(first, max(first, min(end, len(ones), len(others))))
+        # A digest covers all blocks before, so from the first difference on all differ.
+        return first + bisect_left(blocks, True, key=lambda i: ones[i].digest != others[i].digest)
 
     def look(self, request: Request, index: int) -> tuple[BlockKey, Entry | None]:
         """The key of the request's block `index`, and who has that content."""

@@ -260,7 +260,8 @@ class Scheduler:
         return owed_blocks
 
     def _admit(self, draft: StepDraft, owed_blocks: int) -> None:
-        """Admits from the queue's head while rows, blocks and budget last, and nobody was preempted."""
+        """Admits from the queue's head while rows, blocks and budget last, nobody was preempted, and the next
+        one need not wait for what a running request computes for both."""
         waiting = self.roster.waiting
         while len(waiting) and draft.budget.has_piece and not draft.preempted and not self.kv.is_busy:
             request = waiting.peek()
@@ -269,6 +270,8 @@ class Scheduler:
                     return
                 hit = self.kv.match(request)
                 if not self._has_room(request, hit, draft.budget.left, owed_blocks):
+                    return
+                if self.kv.is_coming(request, hit):
                     return
                 self._account(request, hit)
                 self.roster.begin(request, hit)

@@ -86,8 +86,8 @@ class TestOrder:
 
     def test_admission_stops_at_the_budget_and_the_rows(self) -> None:
         core, executor = make(max_num_batched_tokens=9, max_num_seqs=2, num_blocks=65)
-        for name in "abc":
-            core.add(name, range(2, 8), STEADY)
+        for first, name in enumerate("abc", start=2):
+            core.add(name, range(first, first + 6), STEADY)
         core.step()
         core.step()
         assert [shape(plan) for plan in executor.plans] == [[(0, 0, 6), (1, 0, 3)], [(0, 6, 1), (1, 3, 3)]]
@@ -102,6 +102,32 @@ class TestOrder:
         assert core.snapshot().running == 1 and core.kv.pool.num_available == 7
         finish(core)
         assert core.snapshot().preemptions == 0
+
+    def test_prompts_that_begin_alike_and_come_together_are_computed_once(self) -> None:
+        core, executor = make(max_num_batched_tokens=16, max_num_seqs=8, num_blocks=129, vocab_size=500)
+        for name in range(6):
+            core.add(str(name), [*range(20, 60), 100 + name, 200 + name], STEADY)
+        outputs = finish(core)
+        cached = {o.request_id: o.cached_tokens for o in outputs}
+        assert cached == {"0": 0, **{str(name): 40 for name in range(1, 6)}}
+        assert min(s.start for plan in executor.plans for s in plan.sequences if s.row) == 40
+
+    def test_nobody_waits_for_the_smaller_part_of_a_prompt(self) -> None:
+        core, executor = make(num_blocks=129, vocab_size=500)
+        core.add("first", [*range(20, 36), *range(100, 110)], STEADY)
+        core.add("alike", [*range(20, 36), *range(200, 218)], STEADY)  # 16 of 34 tokens
+        core.step()
+        assert shape(executor.plans[0]) == [(0, 0, 26), (1, 0, 34)]
+
+    def test_who_waits_for_a_prefix_goes_on_when_it_will_not_come(self) -> None:
+        core, _ = make(num_blocks=129, vocab_size=500)
+        core.add("first", range(20, 56), STEADY)
+        core.add("second", [*range(20, 52), 100], STEADY)
+        core.scheduler.schedule()
+        assert core.scheduler.num_waiting == 1
+        core.abort("first")
+        plan = core.scheduler.schedule()
+        assert plan is not None and shape(plan) == [(0, 0, 33)]
 
     def test_a_second_request_with_the_same_prompt_starts_from_the_cache(self) -> None:
         core, executor = make(num_blocks=65)
