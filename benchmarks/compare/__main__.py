@@ -51,6 +51,11 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     }
     args.json.parent.mkdir(parents=True, exist_ok=True)
     findings = Findings(head, args.json)
+    if args.resume and args.json.exists():
+        try:
+            findings.resume(json.loads(args.json.read_text()), plan)
+        except ValueError as error:
+            raise SystemExit(f"--resume: {args.json} cannot be gone on with: {error}") from None
     Rounds(plan, findings, lambda line: print(line, flush=True)).run()
     return findings.content
 
@@ -75,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--attempts", type=int, default=3, help="at most, for a disturbed run (default: 3)")
     add("--json", type=Path, default=machine.ROOT / "benchmarks/results/compare.json", help="where to write")
+    add("--resume", action="store_true", help="go on with what an interrupted comparison wrote there")
     add("--from", dest="source", type=Path, metavar="JSON", help="measure nothing; show these results")
     add("--page", type=Path, help="also write the tables between the markers of this page")
     return parser

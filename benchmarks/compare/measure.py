@@ -15,6 +15,8 @@ from benchmarks.compare.serving import DidNotStart, Launch, Running, running
 from benchmarks.compare.statistics import undisturbed
 
 QUANTISED_LOADS = {"W1"}  # where the size of the weights decides
+# What must be as it was for an interrupted comparison to go on.
+_SAME = ("versions", "models", "loads", "limit_cores", "attempts")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Plan:
     repeats: int
     limit_cores: float
     attempts: int
+
+    def loads_of(self, engine: Engine) -> list[str]:
+        return [name for name in self.loads if engine.group == UNQUANTISED or name in QUANTISED_LOADS]
 
 
 class Measure(Protocol):
@@ -53,10 +58,44 @@ class Findings:
         self.content: dict[str, Any] = {**head, "starts": [], "runs": [], "absent": []}
         self._file = file
 
+    def resume(self, old: dict[str, Any], plan: Plan) -> None:
+        """Takes over what an interrupted comparison found of whole visits to a server.
+
+        Raises:
+            ValueError: it compared something else, or on another machine.
+        """
+        new = self.content
+        for name in _SAME:
+            if old[name] != new[name]:
+                raise ValueError(f"{name} are {new[name]}, and were {old[name]}")
+        for name in ("cpu", "cores"):
+            if old["machine"][name] != new["machine"][name]:
+                raise ValueError(f"the machine is not the same: {new['machine']}, {old['machine']}")
+        loads = {str(engine): plan.loads_of(engine) for engine in plan.engines}
+        measured = [(*_visit(run), run["load"]) for run in old["runs"]]
+        whole = {
+            (model, engine, number)
+            for model, engine, number, _ in measured
+            if all((model, engine, number, load) in measured for load in loads.get(engine, plan.loads))
+        }
+        kept: dict[str, Any] = {
+            kind: [found for found in old[kind] if _visit(found) in whole] for kind in ("starts", "runs")
+        }
+        head: dict[str, Any] = {name: old[name] for name in ("machine", "limits", "bounds") if name in old}
+        self.content = {**new, **head, **kept}
+
+    def has(self, model: str, engine: Engine, number: int) -> bool:
+        """Whether a visit was taken over."""
+        return any(_visit(found) == (model, str(engine), number) for found in self.content["starts"])
+
     def add(self, kind: str, model: str, engine: Engine, **values: Any) -> None:
         self.content[kind].append({"model": model, "engine": str(engine), "group": engine.group, **values})
         if self._file is not None:
             self._file.write_text(json.dumps(self.content, indent=1) + "\n")
+
+
+def _visit(found: dict[str, Any]) -> tuple[str, str, int]:
+    return found["model"], found["engine"], found["round"]
 
 
 class Rounds:
@@ -88,6 +127,8 @@ class Rounds:
             for number in range(self._plan.repeats):
                 first = number % max(1, len(present))
                 for engine in present[first:] + present[:first]:
+                    if self._findings.has(model, engine, number):
+                        continue
                     try:
                         self._run_server(model, engine, number)
                     except DidNotStart as reason:
@@ -101,11 +142,10 @@ class Rounds:
             start = {"ready_s": server.ready_s, "resident_bytes": server.resident_bytes}
             self._findings.add("starts", model, engine, round=number, **start)
             self._say(f"{model} {engine}: {describe_start(server)}")
-            for name in self._plan.loads:
-                if engine.group == UNQUANTISED or name in QUANTISED_LOADS:
-                    found = self._run_load(name, server, launch, number)
-                    self._findings.add("runs", model, engine, round=number, load=name, **found)
-                    self._say(f"{model} {engine} {name}: {describe(found)}")
+            for name in self._plan.loads_of(engine):
+                found = self._run_load(name, server, launch, number)
+                self._findings.add("runs", model, engine, round=number, load=name, **found)
+                self._say(f"{model} {engine} {name}: {describe(found)}")
 
     def _run_load(self, name: str, server: Running, launch: Launch, number: int) -> dict[str, Any]:
         plan = self._plan

@@ -141,12 +141,18 @@ def fake_measure(load: Load, server: Running, launch: Launch, seed: int) -> Figu
     return Figures(0.0, speed, 0.1, 0.2, 0.01, 0.02, 1.0)
 
 
-def measured(*engines: str, file: Path | None = None, measure: Any = fake_measure) -> dict[str, Any]:
+def measured(
+    *engines: str,
+    file: Path | None = None,
+    measure: Any = fake_measure,
+    old: dict[str, Any] | None = None,
+    cpu: str = "a CPU",
+) -> dict[str, Any]:
     parsed = [Engine.parse(name) for name in engines]
     fakes = [FakeEngine(engine.server, engine.variant) for engine in parsed]
     plan = Plan(["110m"], fakes, LOADS, repeats=3, limit_cores=0.1, attempts=2)
     head = {
-        "machine": {"cores": 2, "cpu": "a CPU", "python": "3.11", "torch": "2.13", "when": "2026-11-27T"},
+        "machine": {"cores": 2, "cpu": cpu, "python": "3.11", "torch": "2.13", "when": "2026-11-27T"},
         "versions": {"quire": "abc"},
         "models": ["110m"],
         "loads": {name: str(load) for name, load in LOADS.items()},
@@ -156,6 +162,8 @@ def measured(*engines: str, file: Path | None = None, measure: Any = fake_measur
         "attempts": 2,
     }
     findings = Findings(head, file)
+    if old is not None:
+        findings.resume(old, plan)
     Rounds(plan, findings, lambda line: None, fake_server, measure).run()
     return findings.content
 
@@ -165,6 +173,29 @@ def test_engines_take_turns_in_another_order_each_round() -> None:
     assert [run["engine"] for run in runs if run["load"] == "W1"] == [
         *THREE, *THREE[1:], *THREE[:1], *THREE[2:], *THREE[:2],
     ]  # fmt: skip
+
+
+def test_an_interrupted_comparison_goes_on_with_the_visits_that_are_not_whole() -> None:
+    whole = measured("quire", "llama.cpp:f16")
+    asked: list[tuple[str, int]] = []
+
+    def note(load: Load, server: Running, launch: Launch, seed: int) -> Figures:
+        asked.append((launch.command[0], seed))
+        return fake_measure(load, server, launch, seed)
+
+    lost = {**whole, "runs": whole["runs"][:-3], "starts": whole["starts"]}  # the last three of twelve runs
+    again = measured("quire", "llama.cpp:f16", measure=note, old=lost)
+    assert asked == [("quire", 20), ("quire", 21), ("llama.cpp:f16", 20), ("llama.cpp:f16", 21)]
+    assert sorted(map(str, again["runs"])) == sorted(map(str, whole["runs"]))
+    assert len(again["starts"]) == 6
+
+
+def test_only_the_same_comparison_goes_on() -> None:
+    old = measured("quire")
+    with pytest.raises(ValueError, match="the machine is not the same"):
+        measured("quire", old=old, cpu="another")
+    with pytest.raises(ValueError, match=r"versions are .* and were"):
+        measured("quire", old={**old, "versions": {"quire": "def"}})
 
 
 def test_no_two_runs_of_a_server_have_the_same_prompts() -> None:
