@@ -355,6 +355,12 @@ def markdown(results: dict[int, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def as_json(results: dict[int, list[dict[str, Any]]]) -> str:
+    """A line for each compiled variant, so that a difference can be read."""
+    archs = (f'"{arch}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]" for arch, rows in results.items())
+    return f'{{"triton": "{triton.__version__}", "sm": {{\n' + ",\n".join(archs) + "\n}}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--archs", default=",".join(map(str, ARCHS)), help="compute capabilities (80,89,90)")
@@ -367,7 +373,7 @@ def main() -> None:
         return compile_for(options.child, options.quick)
     results = compile_all(tuple(map(int, options.archs.split(","))), options.quick, timeout_s=7200)
     if options.json:
-        options.json.write_text(json.dumps({"triton": triton.__version__, "sm": results}, indent=1) + "\n")
+        options.json.write_text(as_json(results))
     for arch, rows in results.items():
         for row in rows:
             if row["spilled_bytes"] or row["shared_bytes"] > SHARED_BYTES.get(arch, 1 << 20):
