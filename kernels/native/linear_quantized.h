@@ -6,8 +6,8 @@
 // weight, or 256 inputs where groups are longer: 256 * 127 * 16383 and 64 * 2047 * 8191 stay below 2^30. Its sum
 // becomes fp32 with both scales.
 //
-// The weight stands for (value - zero) * scale. Where values are stored plus 8, or have a zero, (8 + zero) times the
-// sum of the piece's inputs is taken off at the end.
+// The weight stands for (value - zero) * scale. Where values are stored plus 8, or have a zero, many rows share values
+// that it was taken off; for few (8 + zero) times the sum of the piece's inputs is taken off the piece's sum.
 #pragma once
 #include "buffer.h"
 #include "linear.h"
