@@ -232,6 +232,7 @@ def quick_cases(arch: int) -> Iterator[Case]:
     yield "D64 group 7", bind(attention, 64, 7)
     yield "D256 window softcap", bind(attention, 256, 2, window=4096, softcap=50.0)
     yield "D256 int8", bind(attention, 256, 4, memory=INT8)
+    yield "D256 fp32", bind(attention, 256, 4, dtype=torch.float32)
     yield "D128 int8", bind(attention, 128, 4, memory=INT8)
     yield "D128 deterministic", bind(attention, 128, 4, queries=(1,), deterministic=True)
     yield "D128 norms", bind(rotate_and_write, 128, norms=True)

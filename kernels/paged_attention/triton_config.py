@@ -80,7 +80,9 @@ def decode_config(
         tile, stages = 16, 2
     else:
         tile, stages = 64 if head_dim <= 128 else 32, 3
-    config = DecodeConfig(tile, warps=4, stages=stages)
+    # fp32 tensors of wide heads fill the registers of 4 warps, and spill.
+    warps = 8 if dtype == torch.float32 and head_dim > 128 else 4
+    config = DecodeConfig(tile, warps, stages)
     config = replace(config, **tuned(device, "decode", tuning_key(head_dim, dtype)))
     if deterministic:
         return replace(config, programs_per_sm=0, min_chunk_tokens=OWN_CHUNK_TOKENS)

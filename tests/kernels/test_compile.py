@@ -42,7 +42,7 @@ def test_nothing_spills_and_everything_fits(compiled: Compiled, arch: int) -> No
 @pytest.mark.parametrize("arch", ARCHS)
 def test_attention_uses_tensor_cores_and_overlaps_its_loads(compiled: Compiled, arch: int) -> None:
     for row in compiled[arch]:
-        if row["kernel"] not in ATTENTION:
+        if row["kernel"] not in ATTENTION or "fp32" in row["case"]:
             continue
         # wgmma needs 64 rows per warp group: prefill has them, decode's 16 take the older instruction.
         wanted = "HGMMA" if arch >= 90 and row["kernel"] == "_prefill" else "HMMA"
