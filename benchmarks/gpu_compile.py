@@ -85,6 +85,13 @@ class NoDevice(DriverBase):
         return 0
 
 
+def pretend(arch: int) -> None:
+    """Makes launchers compile for a GPU that is not there, as long as the process lives."""
+    driver.set_active(NoDevice(arch))  # type: ignore[no-untyped-call]
+    gpu.capability = lambda device: divmod(arch, 10)
+    triton_config.multiprocessors = triton_linear.multiprocessors = lambda device: SM_COUNT
+
+
 def inspect(case: str, name: str, kernel: Any) -> dict[str, Any]:
     """What one compiled kernel needs."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
@@ -295,10 +302,8 @@ def all_cases(arch: int) -> Iterator[Case]:
 
 
 def compile_for(arch: int, quick: bool) -> None:
-    """Prints a JSON line for each kernel. Replaces the driver: one architecture in a process."""
-    driver.set_active(NoDevice(arch))  # type: ignore[no-untyped-call]
-    gpu.capability = lambda device: divmod(arch, 10)
-    triton_config.multiprocessors = triton_linear.multiprocessors = lambda device: SM_COUNT
+    """Prints a JSON line for each kernel. One architecture in a process."""
+    pretend(arch)
     stock_run, seen = JITFunction.run, set()
     for case, launch in (quick_cases if quick else all_cases)(arch):
 

@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 from triton import knobs
-from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks import machine
 from benchmarks.engine import Relaunched
-from benchmarks.gpu_compile import SM_COUNT, NoDevice
+from benchmarks.gpu_compile import pretend
 from benchmarks.models import CONFIGS, assemble, random_weights, read_spec
 from engine.build import assemble as assemble_executor
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
@@ -34,8 +33,6 @@ from engine.core import EngineCore
 from engine.exec.warm_up import warm_up
 from engine.types import SamplingParams
 from kernels import api
-from kernels.linear import triton as triton_linear
-from kernels.paged_attention import triton_config
 
 # What first requests may be like: short and long, greedy and sampled, with filters and without.
 FIRST = [
@@ -50,9 +47,7 @@ def use_triton(arch: int) -> None:
 
     What a kernel would have computed is zero: tokens must be tokens.
     """
-    driver.set_active(NoDevice(arch))  # type: ignore[no-untyped-call]
-    triton_config.hopper = lambda device: arch >= 90
-    triton_config.multiprocessors = triton_linear.multiprocessors = lambda device: SM_COUNT
+    pretend(arch)
     for op in ("rms_norm", "silu_mul", "sample", "logprobs", "penalize", "mask_tokens", "copy_blocks"):
         setattr(api, f"_{op}_cpu", importlib.import_module(f"kernels.{op}.triton"))
     for op in ("rotate_and_write", "paged_attention"):

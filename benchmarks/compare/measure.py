@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks import machine
 from benchmarks.compare.engines import PEERS, UNQUANTISED, Engine
 from benchmarks.compare.loads import Figures, Load, run_load
 from benchmarks.compare.serving import DidNotStart, Launch, Running, running
@@ -91,7 +91,7 @@ class Findings:
     def add(self, kind: str, model: str, engine: Engine, **values: Any) -> None:
         self.content[kind].append({"model": model, "engine": str(engine), "group": engine.group, **values})
         if self._file is not None:
-            self._file.write_text(json.dumps(self.content, indent=1) + "\n")
+            machine.save(self._file, self.content)
 
 
 def _visit(found: dict[str, Any]) -> tuple[str, str, int]:
