@@ -43,6 +43,7 @@ from kernels.types import (
     PenaltyParams,
     QuantizedWeight,
     SampleParams,
+    WantedTokens,
 )
 from kernels.write_kv import cpu as _write_kv_cpu
 
@@ -57,6 +58,7 @@ __all__ = [
     "PenaltyParams",
     "QuantizedWeight",
     "SampleParams",
+    "WantedTokens",
     "backend_name",
     "copy_blocks",
     "decode_inputs",

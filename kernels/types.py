@@ -36,6 +36,20 @@ class AttentionBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class WantedTokens:
+    """The W tokens of a step whose hidden states somebody reads. The last layer computes these alone, once it
+    has written the keys and values of all.
+
+    Attributes:
+        index_W: int64, ascending, at most one of each sequence.
+        attention: of a batch of just these tokens.
+    """
+
+    index_W: Tensor
+    attention: AttentionBatch
+
+
+@dataclass(frozen=True, slots=True)
 class HeadNorms:
     """RMS norms of each query and key head, before the rotation (Qwen 3, Gemma 3).
 

@@ -1,7 +1,7 @@
 """The most tokens per second that a load can reach on a machine, from bytes and operations.
 
-Prompts are multiplied with the weights of all layers, and each token looks at those before it; a shared
-prefix is computed once. Decode steps are those of all clients together. Nothing else costs time, and nothing
+Prompts are multiplied with the weights of all layers but the last, of which they need keys and values alone,
+and each token looks at those before it; a shared prefix is computed once. Decode steps are those of all clients together. Nothing else costs time, and nothing
 overlaps.
 """
 
@@ -54,8 +54,10 @@ def most_tokens_per_s(load: Load, spec: ArchSpec, weight_bits: float, limits: Li
 
 
 def _prompts_s(load: Load, spec: ArchSpec, limits: Limits) -> float:
-    layers = decode_weights(spec) - spec.vocab_size * spec.hidden_size  # most tokens need no output layer
+    below = spec.num_layers - 1
+    layer = (decode_weights(spec) - spec.vocab_size * spec.hidden_size) / spec.num_layers
+    weights = below * layer + 2 * spec.hidden_size * spec.num_kv_heads * spec.head_dim
     own, shared = load.requests * load.input_len, load.shared_len
     looked_at = shared**2 / 2 + own * (shared + load.input_len / 2)
-    attention = 4 * spec.num_layers * spec.num_heads * spec.head_dim * looked_at
-    return (2 * layers * (own + shared) + attention) / limits.flops_per_s
+    attention = 4 * below * spec.num_heads * spec.head_dim * looked_at
+    return (2 * weights * (own + shared) + attention) / limits.flops_per_s

@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.exec.rows import Rows
 from engine.model.batch import ForwardBatch
 from engine.plan import StepPlan
-from kernels.api import AttentionBatch
+from kernels.api import AttentionBatch, WantedTokens
 
 _FROM_ROW = -1  # a token id that stands for "the row's last sampled token"
 
@@ -45,8 +45,12 @@ class BatchTensors:
     sample_position: Tensor
 
 
-def build(plan: StepPlan, rows: Rows, kv: Sequence[Tensor]) -> BatchTensors:
-    """Makes the tensors of a step; `rows` must already hold the plan's page-table entries."""
+def build(plan: StepPlan, rows: Rows, kv: Sequence[Tensor], all_hidden: bool = True) -> BatchTensors:
+    """Makes the tensors of a step; `rows` must already hold the plan's page-table entries.
+
+    Args:
+        all_hidden: every token's hidden state is read, not only those that are sampled from.
+    """
     host = _HostArrays(plan)
     device = rows.page_table_RB.device
     packed = torch.from_numpy(host.packed)
@@ -70,8 +74,26 @@ def build(plan: StepPlan, rows: Rows, kv: Sequence[Tensor]) -> BatchTensors:
         max_query_len=host.max_query_len,
         max_seq_len=host.max_seq_len,
     )
-    forward = ForwardBatch(token_T, position_T, block_T * block_size + position_T % block_size, attention, kv)
+    slot_T = block_T * block_size + position_T % block_size
+    wanted = None
+    if not all_hidden and len(sample_index) < len(token_T):
+        table_SB = rows.page_table_RB[sample_row, :max_blocks]
+        wanted = WantedTokens(sample_index, _single_queries(table_SB, sample_position, host.max_seq_len))
+    forward = ForwardBatch(token_T, position_T, slot_T, attention, kv, wanted)
     return BatchTensors(forward, sample_index, sample_row, sample_position)
+
+
+def _single_queries(page_table_SB: Tensor, seq_len_S: Tensor, max_seq_len: int) -> AttentionBatch:
+    """The last token of each sequence, alone."""
+    count = len(seq_len_S)
+    return AttentionBatch(
+        page_table_SB=page_table_SB,
+        query_start_S1=torch.arange(count + 1, dtype=torch.int32, device=seq_len_S.device),
+        seq_len_S=seq_len_S.to(torch.int32),
+        num_decodes=count,
+        max_query_len=1,
+        max_seq_len=max_seq_len,
+    )
 
 
 class _HostArrays:

@@ -122,14 +122,25 @@ class LocalExecutor:
     def _forward(self, plan: StepPlan, run: StepRun) -> _Step:
         """Launch by launch, whatever the plan."""
         self._rows.append(plan)
-        tensors = batch.build(plan, self._rows, self._kv_store.layers)
-        hidden_TE = self._model.forward(tensors.forward)
-        to_draw = None
+        all_hidden = self._reads_all_hidden(plan)
+        tensors = batch.build(plan, self._rows, self._kv_store.layers, all_hidden)
+        hidden_TE = hidden_SE = self._model.forward(tensors.forward)
+        to_draw, of_prompts = None, _OfPrompts()
+        if tensors.forward.wanted is None:
+            hidden_SE = hidden_TE[tensors.sample_index]
+            logprobs = self._prompt_logprobs(plan, hidden_TE)
+            of_prompts = _OfPrompts(logprobs, self._pooler.pool(plan, hidden_TE))
         if len(tensors.sample_index) > 0:
-            logits_SV = self._model.logits(hidden_TE[tensors.sample_index])
+            logits_SV = self._model.logits(hidden_SE)
             to_draw = _ToDraw(logits_SV, tensors.sample_row, tensors.sample_position)
-        of_prompts = _OfPrompts(self._prompt_logprobs(plan, hidden_TE), self._pooler.pool(plan, hidden_TE))
         return _Step(plan, run, to_draw, of_prompts)
+
+    def _reads_all_hidden(self, plan: StepPlan) -> bool:
+        """Whether the hidden states of tokens are read that are not sampled from."""
+        # On a GPU one query has other bits than the same query among several: then nothing may depend on
+        # what other requests of the step ask for.
+        fixed = self._model.deterministic and self._model.device.type == "cuda"
+        return fixed or self._pooler.reads(plan) or any(s.prompt_logprobs is not None for s in plan.sequences)
 
     def _draw(
         self, plan: StepPlan, to_draw: _ToDraw, wanted: list[int | None], masks: TokenMasks | None

@@ -61,6 +61,10 @@ class Pooler:
             if start.params.pooling is not None:
                 self._poolings[start.row] = start.params.pooling
 
+    def reads(self, plan: StepPlan) -> bool:
+        """Whether it takes in hidden states of this step."""
+        return any(sequence.row in self._poolings for sequence in plan.sequences)
+
     def pool(self, plan: StepPlan, hidden_TE: Tensor) -> PendingEmbeddings | None:
         """Takes in a step's hidden states; None where it completes no vector."""
         if not self._poolings:

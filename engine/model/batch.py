@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kernels.api import AttentionBatch
+from kernels.api import AttentionBatch, WantedTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class ForwardBatch:
         slot_T: int64 slots where this step's K and V go; -1 writes nothing.
         attention: page tables and lengths.
         kv: per layer, `kv_N2GPD`.
+        wanted: whose hidden states are read; None: everybody's.
     """
 
     token_id_T: Tensor
@@ -30,3 +31,4 @@ class ForwardBatch:
     slot_T: Tensor
     attention: AttentionBatch
     kv: Sequence[Tensor]
+    wanted: WantedTokens | None = None

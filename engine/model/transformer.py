@@ -57,11 +57,24 @@ class DecoderLayer:
         Args:
             delta_TE: what the layer below returned; None for the first layer.
         """
+        return self.feed_forward(self.attend(delta_TE, residual_TE, batch), residual_TE)
+
+    def attend(
+        self,
+        delta_TE: Tensor | None,
+        residual_TE: Tensor,
+        batch: ForwardBatch,
+        wanted: api.WantedTokens | None = None,
+    ) -> Tensor:
+        """The first half: adds `delta_TE`, returns the attention's output, of the wanted tokens or of all."""
         if delta_TE is None:
             x_TE = self.input_norm(residual_TE)
         else:
             x_TE = self.input_norm(delta_TE, residual_TE)
-        delta_TE = self.attention(x_TE, batch)
+        return self.attention(x_TE, batch, wanted)
+
+    def feed_forward(self, delta_TE: Tensor, residual_TE: Tensor) -> Tensor:
+        """The second half: adds the attention's output, returns the MLP's."""
         if self.attention_out_norm is not None:
             delta_TE = self.attention_out_norm(delta_TE)
         delta_TE = self.mlp(self.mlp_norm(delta_TE, residual_TE))
@@ -110,16 +123,21 @@ class Transformer:
         return self.embed_VE.dtype
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Writes this step's keys and values and returns `hidden_TE`, final norm applied."""
+        """Writes this step's keys and values and returns the hidden states, final norm applied: `[T, E]`, or
+        `[W, E]` of the wanted tokens."""
         batch.attention.plans.clear()  # lengths may have changed, and a captured forward must plan for itself
-        residual_TE = self._embed(batch.token_id_T)
+        residual_TE, wanted = self._embed(batch.token_id_T), batch.wanted
         if self.native is not None and self.native.takes(batch.kv):
-            return self.native(residual_TE, batch.position_T, batch.slot_T, batch.attention, batch.kv)
+            return self.native(residual_TE, batch.position_T, batch.slot_T, batch.attention, batch.kv, wanted)
+        *below, last = self.layers
         delta_TE = None
-        for layer in self.layers:
+        for layer in below:
             delta_TE = layer(delta_TE, residual_TE, batch)
-        assert delta_TE is not None, "a decoder has at least one layer"
-        return self._final_norm(delta_TE, residual_TE)
+        delta_WE = last.attend(delta_TE, residual_TE, batch, wanted)
+        if delta_WE.shape[0] == 0:
+            return delta_WE
+        residual_WE = residual_TE if wanted is None else residual_TE[wanted.index_W]
+        return self._final_norm(last.feed_forward(delta_WE, residual_WE), residual_WE)
 
     def logits(self, hidden_SE: Tensor) -> Tensor:
         """`logits_SV` fp32 of the rows of `forward`'s result that are wanted."""

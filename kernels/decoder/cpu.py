@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.native.library import DTYPE_CODE, library
 from kernels.paged_attention import cpu as _paged_attention
-from kernels.types import AttentionBatch, DecoderParams, LayerWeights, PackedLinear
+from kernels.types import AttentionBatch, DecoderParams, LayerWeights, PackedLinear, WantedTokens
 
 _POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ACTIVATION_CODE = {"silu": 0, "gelu_tanh": 1}
@@ -48,10 +48,16 @@ class _Decoder(ctypes.Structure):
     )
 
 
+class _Queries(ctypes.Structure):
+    _fields_ = _fields(_POINTER, "page_table_SB query_start_S1 seq_len_S") + _fields(
+        _INT64, "tokens seqs page_table_stride"
+    )
+
+
 class _Step(ctypes.Structure):
-    _fields_ = _fields(
-        _POINTER, "residual_TE out_TE position_T slot_T page_table_SB query_start_S1 seq_len_S"
-    ) + _fields(_INT64, "tokens seqs page_table_stride")
+    _fields_ = _fields(_POINTER, "residual_TE out_WE position_T slot_T wanted_W") + _fields(
+        _Queries, "all wanted"
+    )
 
 
 class NativeDecoder:
@@ -86,8 +92,10 @@ class NativeDecoder:
         slot_T: Tensor,
         attention: AttentionBatch,
         kv: Sequence[Tensor],
+        wanted: WantedTokens | None = None,
     ) -> Tensor:
-        """Writes this step's keys and values; returns the hidden states, `[T, E]`, final norm applied.
+        """Writes this step's keys and values; returns the hidden states, final norm applied: `[W, E]` of the
+        wanted tokens, or `[T, E]`.
 
         Args:
             residual_TE: the embeddings; contiguous, and written.
@@ -97,15 +105,17 @@ class NativeDecoder:
         assert lib is not None, "the library is loaded: takes() said so"
         if kv is not self._kv:
             self._bind(kv)
-        out_TE = torch.empty_like(residual_TE)
-        table_SB = attention.page_table_SB
+        tokens, hidden = residual_TE.shape
+        every = last = _queries(attention, tokens)
+        if wanted is not None:
+            last = _queries(wanted.attention, wanted.index_W.shape[0])
+        out_WE = residual_TE.new_empty((last.tokens, hidden))
         step = _Step(
-            residual_TE.data_ptr(), out_TE.data_ptr(), position_T.data_ptr(), slot_T.data_ptr(),
-            table_SB.data_ptr(), attention.query_start_S1.data_ptr(), attention.seq_len_S.data_ptr(),
-            residual_TE.shape[0], table_SB.shape[0], table_SB.stride(0),
+            residual_TE.data_ptr(), out_WE.data_ptr(), position_T.data_ptr(), slot_T.data_ptr(),
+            None if wanted is None else wanted.index_W.data_ptr(), every, last,
         )  # fmt: skip
         lib.quire_decoder(ctypes.addressof(self._decoder), ctypes.addressof(step))
-        return out_TE
+        return out_WE
 
     def _bind(self, kv: Sequence[Tensor]) -> None:
         for layer, kv_N2GPD in zip(self._layers, kv, strict=True):
@@ -124,6 +134,14 @@ def can_run(layers: Sequence[LayerWeights], dtype: torch.dtype) -> bool:
 def _is_native(w: PackedLinear, dtype: torch.dtype) -> bool:
     fits = w.kind == "native_quantized" or (w.kind == "native" and w.weight.dtype == dtype)
     return fits and w.order_I is None and (w.bias_O is None or w.bias_O.dtype == dtype)
+
+
+def _queries(batch: AttentionBatch, tokens: int) -> _Queries:
+    table_SB = batch.page_table_SB
+    return _Queries(
+        table_SB.data_ptr(), batch.query_start_S1.data_ptr(), batch.seq_len_S.data_ptr(),
+        tokens, table_SB.shape[0], table_SB.stride(0),
+    )  # fmt: skip
 
 
 def _layer(weights: LayerWeights) -> _Layer:

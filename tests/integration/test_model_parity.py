@@ -28,6 +28,7 @@ from tests.helpers.checkpoints import (
     transformers,
 )
 from tests.helpers.sequences import Sequences
+from tests.helpers.steps import Memory, Part
 
 ROPE_INIT_FUNCTIONS = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS
 LlamaConfig, Qwen3Config = transformers.LlamaConfig, transformers.Qwen3Config
@@ -100,6 +101,24 @@ def test_all_layers_in_one_call_are_the_layers_one_by_one(path: Path, dtype: str
     one_by_one = Sequences(model)
     for logits, (token_ids, start) in zip(expected, ((PROMPT, 0), ([17], len(PROMPT))), strict=True):
         assert torch.equal(logits, one_by_one.logits(token_ids, start))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["one-call", "one-by-one"])
+def test_the_last_layer_of_wanted_tokens_alone(path: Path, dtype: str, one_by_one: bool) -> None:
+    model = load_model(path, dtype)
+    if one_by_one:
+        model.native = None
+    whole, wanted = Memory(model), Memory(model)
+    chunk: list[Part] = [(0, 0, PROMPT[:7]), (1, 0, PROMPT[7:40]), (2, 0, PROMPT[:2])]
+    ends = torch.stack([logits[-1] for logits in whole.logits(*chunk)])
+    assert torch.equal(wanted.last_logits(*chunk, of=[0, 2]), ends[[0, 2]])
+    # A step of which nobody wants anything yet leaves keys and values, as any other does.
+    middle: Part = (0, 7, PROMPT[7:40])
+    whole.logits(middle)
+    assert wanted.last_logits(middle, of=[]).shape == (0, model.spec.vocab_size)
+    last: Part = (0, 40, PROMPT[40:])
+    assert torch.equal(wanted.last_logits(last, of=[0])[0], whole.logits(last)[0][-1])
 
 
 # Rotary parameters as published, at full size, where a tiny model would not show a wrong frequency.

@@ -79,6 +79,9 @@ def test_logits_are_those_of_the_cpu(device: str, request: pytest.FixtureRequest
     got = [triton.logits(*OTHERS, (0, 0, PROMPT))[-1], triton.logits((0, 20, [7]))[0]]
     for mine, theirs in zip(got, want, strict=True):
         assert (mine - theirs).abs().max() < 0.05 * theirs.std()
+    alone = Memory(model).last_logits(*OTHERS, (0, 0, PROMPT), of=[0, 2])
+    assert (alone[1] - want[0][-1]).abs().max() < 0.05 * want[0].std()
+    assert Memory(model).last_logits((0, 0, PROMPT), of=[]).shape == (0, spec.vocab_size)
 
 
 def test_deterministic_logits_do_not_depend_on_the_batch(

@@ -239,8 +239,8 @@ def test_the_bound_counts_weights_prompts_and_keys() -> None:
     assert most_tokens_per_s(Load(2, 6, 8, 4, shared_len=10), spec, 12, reading) == pytest.approx(2 / step_s)
 
     multiplying = Limits(bytes_per_s=1e30, flops_per_s=1e9)
-    layers = weights - 768 * 32_000
-    prompts = 2 * layers * (6 * 8 + 10) + 4 * 12 * 12 * 64 * (10 * 10 / 2 + 6 * 8 * (10 + 8 / 2))
+    below = (weights - 768 * 32_000) * 11 / 12 + 768 * 2 * 4 * 64  # of the last layer, keys and values
+    prompts = 2 * below * (6 * 8 + 10) + 4 * 11 * 12 * 64 * (10 * 10 / 2 + 6 * 8 * (10 + 8 / 2))
     total_s = (prompts + 6 * 4 * 2 * weights) / 1e9
     found = most_tokens_per_s(Load(2, 6, 8, 4, shared_len=10), spec, 12, multiplying)
     assert found == pytest.approx(6 * 4 / total_s)

@@ -47,6 +47,16 @@ def test_decodes_chunks_and_last_tokens() -> None:
     assert tensors.sample_row.tolist() == [2, 0]
     assert tensors.sample_position.tolist() == [10, 9]
 
+    assert forward.wanted is None
+    wanted = batch.build(plan, rows, KV, all_hidden=False).forward.wanted
+    assert wanted is not None and wanted.index_W.tolist() == [0, 1]
+    assert wanted.attention.page_table_SB[:, :2].tolist() == [[5, 9], [3, 30]]
+    assert wanted.attention.query_start_S1.tolist() == [0, 1, 2]
+    assert wanted.attention.seq_len_S.tolist() == [10, 9]
+    # Of a step that samples from every token nothing is to be left out.
+    decodes = plan._replace(sequences=plan.sequences[:2], row_starts=())
+    assert batch.build(decodes, rows, KV, all_hidden=False).forward.wanted is None
+
 
 def test_a_row_that_starts_again_forgets_its_old_page_table() -> None:
     rows = Rows(num_rows=1, max_blocks=8, device=torch.device("cpu"))

@@ -43,7 +43,8 @@ class Attention:
     deterministic: bool
     group: TensorGroup
 
-    def __call__(self, x_TE: Tensor, batch: ForwardBatch) -> Tensor:
+    def __call__(self, x_TE: Tensor, batch: ForwardBatch, wanted: api.WantedTokens | None = None) -> Tensor:
+        """Writes everybody's keys and values; returns `[T, E]`, or `[W, E]` of the wanted tokens."""
         heads = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         qkv_TXD = api.linear(x_TE, self.qkv).view(x_TE.shape[0], sum(heads), self.head_dim)
         q_THD, k_TGD, v_TGD = torch.split(qkv_TXD, heads, dim=1)
@@ -51,10 +52,15 @@ class Attention:
         q_THD = api.rotate_and_write(
             q_THD, k_TGD, v_TGD, self.cos_sin_MR, batch.position_T, kv_N2GPD, batch.slot_T, self.norms
         )
+        attention = batch.attention
+        if wanted is not None:
+            q_THD, attention = q_THD[wanted.index_W], wanted.attention
+            if q_THD.shape[0] == 0:
+                return x_TE[:0]
         out_THD = api.paged_attention(
             q_THD,
             kv_N2GPD,
-            batch.attention,
+            attention,
             scale=self.scale,
             window=self.window,
             softcap=self.softcap,
