@@ -5,6 +5,7 @@ ctypes (kernels/native/library.py). It is optional: without a compiler the insta
 the work.
 """
 
+import hashlib
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,8 +25,15 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     FLAGS |= {
         "isa_avx2": AVX2,
         "isa_avx512": AVX512,
+        "isa_avx512_vnni": [*AVX512, "-mavx512vnni"],
         "isa_avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
     }
+
+
+def sources_digest() -> str:
+    """As in kernels/native/library.py, which refuses a library that was built from other sources."""
+    files = sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 class BuildNative(build_ext):
@@ -33,7 +41,7 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         def compile_one(source: str) -> list[str]:
-            flags = COMMON + FLAGS[Path(source).stem]
+            flags = COMMON + FLAGS[Path(source).stem] + [f'-DQUIRE_SOURCES="{sources_digest()}"']
             return self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=flags)
 
         with ThreadPoolExecutor(4) as pool:

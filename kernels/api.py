@@ -98,7 +98,7 @@ def backend_name(device: torch.device | str) -> str:
 
 
 def is_native() -> bool:
-    """Whether CPU ops run in the native library, which widens bf16 and fp16 as it reads them."""
+    """Whether CPU ops run in the native library, which needs no copy of them in fp32."""
     return _native_library() is not None
 
 
@@ -363,6 +363,8 @@ def _check_write(k_TGD: Tensor, v_TGD: Tensor, kv_N2GPD: Tensor, slot_T: Tensor)
     _check_kv(kv_N2GPD)
     _check_ids("slots", slot_T)
     expected = (slot_T.shape[0], kv_N2GPD.shape[2], head_dim_of(kv_N2GPD))
+    if k_TGD.dtype != v_TGD.dtype:
+        raise _bad("k and v must have the same dtype", k_TGD, v_TGD)
     for x_TGD in (k_TGD, v_TGD):
         if x_TGD.shape != expected or x_TGD.stride(2) != 1 or not _goes_with(x_TGD, kv_N2GPD):
             raise _bad(f"k and v must be {kv_N2GPD.dtype} {expected}, last dim contiguous", x_TGD)

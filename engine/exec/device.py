@@ -69,8 +69,8 @@ def _cgroup_cpus() -> float | None:
 
 def _fast_cpu_dtypes() -> tuple[str, ...]:
     """Types that a checkpoint may stay in. Instructions for bf16 make it the fastest of all. Without them the
-    native library widens bf16 and fp16 as it reads them, which halves what it reads; plain torch multiplies
-    both far slower than fp32."""
+    native library makes integers of bf16 and widens fp16 as it reads it, which halves what is read; plain
+    torch multiplies both far slower than fp32."""
     flags = _cpu_flags()
     if "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags:
         return ("bfloat16", "float32")

@@ -1,8 +1,11 @@
 // Paged attention: cuts a batch into tiles, shares them out over the threads, merges split sequences.
 //
 // Rows of a (sequence, kv head) are its query tokens times the query heads of the group, token-major, so one tile
-// kernel serves decode (one token) and prefill. A tile takes up to 48 rows. Where there are fewer tiles than work
-// for all threads (one long sequence), a tile's keys are split as well; the last part to finish merges the parts.
+// kernel serves decode (one token) and prefill. A tile takes up to 48 rows.
+//
+// A row's keys are summed in parts of 512, which are folded together in order: the same sums whoever computes them, so
+// that a result does not depend on what else is in the batch. Mostly one thread computes all parts of a tile. Where
+// there are fewer tiles than work for all threads (one long sequence) several do, and the last to finish folds.
 #pragma once
 #include "attention_tile.h"
 #include "buffer.h"
@@ -10,19 +13,31 @@
 
 namespace {
 
+constexpr int kPartKeys = 512;
+
 struct Item {
-  int seq, kv_head, row, rows;  // rows [row, row + rows) of this sequence and kv head
-  int key, end_key;             // the keys this item reads
-  int parts, part;              // parts > 1: the item writes partial results
-  int64_t partial;              // offset of its group's partial results, in rows
-  int group;                    // index of its group's counter of finished parts
+  int seq, kv_head, row, rows;  // rows [row, row + rows) of this sequence and kv head: a tile
+  int key, end_key;             // the keys of the tile
+  int part, end_part, parts;    // the parts that this item computes, of how many
+  int items;                    // of the tile; > 1: they leave the results of each part
+  int64_t partial;              // where the tile's begin, in rows
+  int tile;                     // index of the tile's counter of finished items
+
+  int part_key(int i) const { return i == 0 ? key : (key / kPartKeys + i) * kPartKeys; }
+  int part_end(int i) const { return i + 1 == parts ? end_key : part_key(i + 1); }
 };
 
 struct Plan {
   Buffer<Item> items;
-  Buffer<float> partials;  // per row: D outputs, max, sum
-  Buffer<int> done;        // per group: parts finished
+  Buffer<float> partials;  // per part and row: D outputs, max, sum
+  Buffer<int> done;        // per tile of several items: those finished
   int64_t partial_rows = 0;
+};
+
+// Sums over some keys: D outputs, not yet divided by the sum of the weights, which are powers of 2 below the maximum.
+struct RowSum {
+  float* out;
+  float max, sum;
 };
 
 struct Rows {
@@ -52,11 +67,12 @@ template <class F> void for_each_tile(const AttentionArgs& a, int seq, const F& 
   int tile = rows.group < kMaxRows ? round_down(kMaxRows, rows.group) : kMaxRows;
   for (int row = rows.count() > 0 ? round_down(rows.count() - 1, tile) : -1; row >= 0; row -= tile) {
     int n = rows.count() - row < tile ? rows.count() - row : tile;
-    f(row, n, round_down(rows.first_key(row, a.window), kGranule), rows.end_key(row + n - 1));
+    int key = round_down(rows.first_key(row, a.window), kStep), end = rows.end_key(row + n - 1);
+    f(row, n, key, end < key ? key : end);  // a sequence without keys: its rows are 0
   }
 }
 
-// About four items per thread balance the threads; a part below 512 keys would not pay for its merge.
+// About four items per thread balance the threads.
 void make_plan(Plan& plan, const AttentionArgs& a) {
   int threads = quire_threads();
   int64_t work = 0;
@@ -67,16 +83,13 @@ void make_plan(Plan& plan, const AttentionArgs& a) {
   for (int seq = 0; seq < a.seqs; seq++)
     for (int head = 0; head < a.kv_heads; head++)
       for_each_tile(a, seq, [&](int row, int rows, int key, int end) {
-        if (end < key) end = key;  // a sequence without keys: its rows are 0
         int64_t wanted = threads > 1 ? (int64_t)rows * (end - key) / share + 1 : 1;
-        int most = (end - key) / 512 + 1, parts = wanted < most ? (int)wanted : most;
-        int part_keys = round_down((end - key + parts - 1) / parts + kStep - 1, kStep);
-        parts = part_keys > 0 ? (end - key + part_keys - 1) / part_keys : 1;
-        for (int part = 0; part < parts; part++) {
-          int from = key + part * part_keys, to = part + 1 < parts ? from + part_keys : end;
-          plan.items.push({seq, head, row, rows, from, to, parts, part, plan.partial_rows, (int)plan.done.size});
-        }
-        if (parts == 1) return;
+        int parts = end > key ? (end - 1) / kPartKeys - key / kPartKeys + 1 : 1;
+        int items = wanted < parts ? (int)wanted : parts;
+        for (int i = 0; i < items; i++)
+          plan.items.push({seq, head, row, rows, key, end, parts * i / items, parts * (i + 1) / items, parts, items,
+                           plan.partial_rows, (int)plan.done.size});
+        if (items == 1) return;
         plan.done.push(0);
         plan.partial_rows += parts * rows;
       });
@@ -87,21 +100,24 @@ template <class M> struct Pages {
   const typename M::Stored* kv;
   const int32_t* page_table;
   int64_t slab, block_stride, v_offset;
-  int block, dim, end_key;
+  int block, dim, first_key, end_key;
 
   Pages(const AttentionArgs& a, const Item& item) {
     block = a.block, dim = a.dim, end_key = item.end_key;
+    first_key = round_down(Rows(a, item.seq).first_key(item.row, a.window), kGranule);
     slab = (int64_t)block * (dim + (kHasFactors<M> ? kFactorBytes : 0));
     v_offset = slab * a.kv_heads, block_stride = 2 * v_offset;
     kv = (const typename M::Stored*)a.kv_N2GPD + item.kv_head * slab;
     page_table = a.page_table_SB + item.seq * a.page_table_stride;
   }
 
-  // Finds the granules of keys [key, key + 64) that the item needs. Absent ones repeat the last, or stay as they
-  // were where none is needed, so that a prefetch always has an address.
+  // Finds the granules of keys [key, key + 64) that the item needs. Those below a window repeat the first, those past the
+  // end the last, or stay as they were where none is needed, so that a prefetch always has an address.
   void locate(int key, Granules<M>& to) const {
     int n = 0;
-    for (; n < kStepGranules && key + n * kGranule < end_key; n++) locate_granule(key + n * kGranule, to, n);
+    to.first = first_key > key ? (first_key - key) / kGranule : 0;
+    for (; n < kStepGranules && key + n * kGranule < end_key; n++)
+      locate_granule(key + (n < to.first ? to.first : n) * kGranule, to, n);
     to.count = n;
     for (; n > 0 && n < kStepGranules; n++) {
       to.k[n] = to.k[n - 1], to.v[n] = to.v[n - 1];
@@ -130,25 +146,32 @@ template <class T> INLINE float load_left(const T* x, int16_t* q, int dim) { ret
 
 template <class M, class T> void load_tile(Tile<M>& tile, const AttentionArgs& a, const Item& item, const Rows& rows) {
   tile.rows = item.rows, tile.dim = a.dim;
-  memset(tile.out, 0, sizeof(float) * item.rows * a.dim);
   for (int r = 0; r < item.rows; r++) {
     int row = item.row + r, head = item.kv_head * rows.group + row % rows.group;
     const T* q = (const T*)a.q_THD + (rows.query_start + row / rows.group) * a.q_stride + head * a.q_head_stride;
     tile.q_factor[r] = load_left(q, tile.q + r * a.dim, a.dim);
     tile.p_factor[r] = 1;
-    tile.max[r] = kNoMax, tile.sum[r] = 0;
     tile.first_key[r] = rows.first_key(row, a.window), tile.end_key[r] = rows.end_key(row);
   }
 }
 
-template <class M> void attend_keys(Tile<M>& tile, const AttentionArgs& a, const Item& item) {
+template <class M> INLINE void clear(Tile<M>& tile) {
+  memset(tile.out, 0, sizeof(float) * tile.rows * tile.dim);
+  for (int r = 0; r < tile.rows; r++) tile.max[r] = kNoMax, tile.sum[r] = 0;
+}
+
+// Computes one part from nothing. Not inlined: its loops are large, and called from three places.
+template <class M>
+__attribute__((noinline)) void attend_part(Tile<M>& tile, const AttentionArgs& a, const Item& item, int part) {
   constexpr float kLog2e = 1.44269504f;
+  clear(tile);
   Pages<M> pages(a, item);
   Step<M> step;
-  pages.locate(item.key, step.now);
+  int key = item.part_key(part), end = item.part_end(part);
+  pages.locate(key, step.now);
   step.next = step.now;
-  for (int key = item.key; key < item.end_key; key += kStep) {
-    step.tokens = item.end_key - key < kStep ? item.end_key - key : kStep;
+  for (; key < end; key += kStep) {
+    step.tokens = end - key < kStep ? end - key : kStep;
     pages.locate(key + kStep, step.next);
     attend_step(tile, step, key, a.block, a.scale * kLog2e, a.softcap * kLog2e);
     step.now = step.next;
@@ -156,28 +179,44 @@ template <class M> void attend_keys(Tile<M>& tile, const AttentionArgs& a, const
 }
 
 template <class T> INLINE void store_row(const AttentionArgs& a, const Item& item, const Rows& rows, int r,
-                                         const float* out, float factor) {
+                                         const float* out, float sum) {
   int row = item.row + r, head = item.kv_head * rows.group + row % rows.group;
   T* y = (T*)a.out_THD + ((int64_t)(rows.query_start + row / rows.group) * a.heads + head) * a.dim;
+  float factor = inverse(sum);
   for (int d = 0; d < a.dim; d += W) store(y + d, load(out + d) * factor);
 }
 
-template <class T> void merge_parts(const AttentionArgs& a, const Item& item, const Rows& rows, const float* partials) {
+// Adds a part to those before it. Not inlined: everywhere the same instructions, for the same bits.
+__attribute__((noinline)) void fold(RowSum& total, const RowSum& part, int dim) {
+  float top = part.max > total.max ? part.max : total.max;
+  float before = exp2f(total.max - top), factor = exp2f(part.max - top);
+  total.max = top, total.sum = total.sum * before + part.sum * factor;
+  for (int d = 0; d < dim; d += W) store(total.out + d, load(total.out + d) * before + load(part.out + d) * factor);
+}
+
+// All parts of a tile, by one thread.
+template <class M, class T> void run_tile(Tile<M>& tile, const AttentionArgs& a, const Item& item, const Rows& rows) {
+  alignas(64) float out[kMaxRows * kMaxDim];
+  RowSum total[kMaxRows];
+  memset(out, 0, sizeof(float) * item.rows * a.dim);
+  for (int r = 0; r < item.rows; r++) total[r] = {out + r * a.dim, kNoMax, 0};
+  for (int part = 0; part < item.parts; part++) {
+    attend_part(tile, a, item, part);
+    for (int r = 0; r < item.rows; r++) fold(total[r], {tile.out + r * a.dim, tile.max[r], tile.sum[r]}, a.dim);
+  }
+  for (int r = 0; r < item.rows; r++) store_row<T>(a, item, rows, r, total[r].out, total[r].sum);
+}
+
+template <class T> void fold_parts(const AttentionArgs& a, const Item& item, const Rows& rows, float* partials) {
   int64_t width = a.dim + 2;
   for (int r = 0; r < item.rows; r++) {
-    float top = kNoMax, sum = 0;
-    for (int part = 0; part < item.parts; part++) {
-      const float* row = partials + (item.partial + part * item.rows + r) * width;
-      top = row[a.dim] > top ? row[a.dim] : top;
-    }
     alignas(64) float out[kMaxDim] = {};
+    RowSum total = {out, kNoMax, 0};
     for (int part = 0; part < item.parts; part++) {
-      const float* row = partials + (item.partial + part * item.rows + r) * width;
-      float factor = exp2f(row[a.dim] - top);
-      sum += row[a.dim + 1] * factor;
-      for (int d = 0; d < a.dim; d += W) store(out + d, load(out + d) + load(row + d) * factor);
+      float* row = partials + (item.partial + part * item.rows + r) * width;
+      fold(total, {row, row[a.dim], row[a.dim + 1]}, a.dim);
     }
-    store_row<T>(a, item, rows, r, out, inverse(sum));
+    store_row<T>(a, item, rows, r, out, total.sum);
   }
 }
 
@@ -185,18 +224,22 @@ template <class M, class T> void run_item(Plan& plan, const AttentionArgs& a, co
   Tile<M> tile;
   Rows rows(a, item.seq);
   load_tile<M, T>(tile, a, item, rows);
-  attend_keys(tile, a, item);
   if (item.parts == 1) {
-    for (int r = 0; r < item.rows; r++) store_row<T>(a, item, rows, r, tile.out + r * a.dim, inverse(tile.sum[r]));
+    attend_part(tile, a, item, 0);
+    for (int r = 0; r < item.rows; r++) store_row<T>(a, item, rows, r, tile.out + r * a.dim, tile.sum[r]);
     return;
   }
-  float* partial = plan.partials.data + (item.partial + item.part * item.rows) * (int64_t)(a.dim + 2);
-  for (int r = 0; r < item.rows; r++, partial += a.dim + 2) {
-    memcpy(partial, tile.out + r * a.dim, a.dim * sizeof(float));
-    partial[a.dim] = tile.max[r], partial[a.dim + 1] = tile.sum[r];
+  if (item.items == 1) return run_tile<M, T>(tile, a, item, rows);
+  for (int part = item.part; part < item.end_part; part++) {
+    attend_part(tile, a, item, part);
+    float* partial = plan.partials.data + (item.partial + part * item.rows) * (int64_t)(a.dim + 2);
+    for (int r = 0; r < item.rows; r++, partial += a.dim + 2) {
+      memcpy(partial, tile.out + r * a.dim, a.dim * sizeof(float));
+      partial[a.dim] = tile.max[r], partial[a.dim + 1] = tile.sum[r];
+    }
   }
-  if (__atomic_add_fetch(&plan.done.data[item.group], 1, __ATOMIC_ACQ_REL) == item.parts)
-    merge_parts<T>(a, item, rows, plan.partials.data);
+  if (__atomic_add_fetch(&plan.done.data[item.tile], 1, __ATOMIC_ACQ_REL) == item.items)
+    fold_parts<T>(a, item, rows, plan.partials.data);
 }
 
 template <class M, class T> void attention_of(const AttentionArgs& a) {

@@ -43,7 +43,7 @@ template <class M> struct Tile {
 template <class M> struct Granules {
   const typename M::Stored *k[kStepGranules], *v[kStepGranules];
   const float *k_factor[kStepGranules], *v_factor[kStepGranules];
-  int count;
+  int first, count;  // values below the first are not wanted
 };
 
 // The keys of one step, and those of the next one (to prefetch).
@@ -97,7 +97,7 @@ void value_block(Tile<M>& tile, const Step<M>& step, int row, int d) {
   const typename M::Left* p = tile.p + row * kStep;
   int dim = tile.dim;
   Sum<M> acc[MR][NR] = {};
-  for (int g = 0; g < step.now.count; g++) {
+  for (int g = step.now.first; g < step.now.count; g++) {
     int tokens = step.tokens - g * kGranule < kGranule ? step.tokens - g * kGranule : kGranule;
     const typename M::Stored *v = step.now.v[g] + d * M::I, *next = step.next.v[g] + d * M::I;
     int t = 0;

@@ -24,6 +24,9 @@ Level g_levels[] = {
     {"AVX512", &ops_avx512,
      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq")},
+    {"AVX512-VNNI", &ops_avx512_vnni, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni")},
     {"AVX512-BF16", &ops_avx512_bf16, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") &&
          __builtin_cpu_supports("avx512vnni")},
 #endif
@@ -53,6 +56,7 @@ void paged_attention(int dtype, const AttentionArgs& args) {
 
 }  // namespace
 
+EXPORT const char* quire_sources() { return QUIRE_SOURCES; }
 EXPORT int quire_levels() { return kLevels; }
 EXPORT int quire_level() { return g_level; }
 EXPORT const char* quire_level_name(int level) { return g_levels[level].name; }

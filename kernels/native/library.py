@@ -7,6 +7,7 @@ signatures are repeated in `_SIGNATURES`, one letter per argument, because ctype
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,8 @@ def describe() -> str:
     lib = library()
     if lib is None:
         return f"torch fallback: {_State.reason}"
-    return f"native ({_level_name(lib, lib.quire_level())}, {lib.quire_threads()} threads)"
+    bf16 = "" if multiplies_bf16() else "; bf16 weights as 12-bit integers"
+    return f"native ({_level_name(lib, lib.quire_level())}, {lib.quire_threads()} threads{bf16})"
 
 
 def multiplies_bf16() -> bool:
@@ -146,6 +148,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"library not built ({hint})"
     try:
         lib = ctypes.CDLL(str(path))
+        lib.quire_sources.restype = ctypes.c_char_p
+        if lib.quire_sources() != _sources_digest(path.parent):
+            return None, "library built from other sources (run `make install`)"
         for name, letters in _SIGNATURES.items():
             function = getattr(lib, name)
             function.argtypes = [_LETTERS[letter] for letter in letters]
@@ -155,3 +160,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     lib.quire_set_level.restype = ctypes.c_int
     lib.quire_level_name.restype = ctypes.c_char_p
     return lib, ""
+
+
+def _sources_digest(folder: Path) -> bytes:
+    """As in setup.py. Another library may have other structs under the same names."""
+    files = sorted([*folder.glob("*.h"), *folder.glob("*.cpp")])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16].encode()

@@ -51,7 +51,7 @@ INLINE void pack_unit(const int16_t* steps, uint32_t* words) {
 }
 
 // One output's group of bf16 weights as 12-bit integers; returns what they are multiplied with, a power of two. Exact
-// for every weight down to a sixteenth of the largest. NaN where a weight is not finite. words: every 64th is this
+// for every weight down to an eighth of the largest, within half a step of it for smaller ones. NaN where a weight is not finite. words: every 64th is this
 // output's.
 INLINE float round_group(const bf16* w, int inputs, uint32_t* words) {
   alignas(64) int16_t steps[kPieceInputs];

@@ -99,4 +99,4 @@ struct Ops {
                            int64_t outputs, int64_t inputs, int64_t group);
 };
 
-extern const Ops ops_generic, ops_avx2, ops_avx512, ops_avx512_bf16;
+extern const Ops ops_generic, ops_avx2, ops_avx512, ops_avx512_vnni, ops_avx512_bf16;

@@ -1,6 +1,6 @@
 // Vectors of W floats, and the few operations the ops need on them.
 //
-// Built on the compiler's vector extensions (gcc, clang), so one source serves every instruction set: W lanes is
+// Built on gcc's vector extensions (clang lacks __builtin_shuffle), so one source serves every instruction set: W lanes is
 // what the flags of the including file allow. Intrinsics appear only where the compiler cannot find the
 // instruction. Everything is in an unnamed namespace: the same source is compiled once per instruction set, and
 // the linker must never merge an AVX-512 copy into the portable one. For the same reason no std:: templates here.

@@ -172,15 +172,29 @@ def test_every_length_up_to_two_blocks(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("level", native.levels())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_chunks_give_the_bits_of_one_prefill_row_by_row(dtype: torch.dtype, level: str) -> None:
-    """A query's result depends on its keys alone, not on which tile or chunk it came in."""
+@pytest.mark.parametrize("window", [0, 40, 700])
+def test_a_query_has_the_same_bits_alone_in_a_chunk_and_in_a_batch(
+    window: int, dtype: torch.dtype, level: str
+) -> None:
+    """A result depends on the query's keys alone, not on tiles, chunks, threads or other sequences."""
+    lengths = ((1300, 1), (1600, 1200), (70, 70))
+    q_THD, kv, batch = build(Case(dtype=dtype, lengths=lengths))
+
+    def attend(sequence: int, queries: int, threads: int) -> Tensor:
+        """The last queries of a sequence, alone."""
+        end = int(batch.query_start_S1[sequence + 1])
+        table_SB, seq_len_S = (x[sequence : sequence + 1] for x in (batch.page_table_SB, batch.seq_len_S))
+        start = torch.tensor([0, queries], dtype=torch.int32)
+        alone = AttentionBatch(table_SB, start, seq_len_S, 0, queries, batch.max_seq_len)
+        with native.using(level, threads):
+            return paged_attention(q_THD[end - queries : end], kv, alone, scale=0.2, window=window)
+
     with native.using(level, 1):
-        q_THD, kv, batch = build(Case(dtype=dtype, lengths=((100, 100),)))
-        whole = paged_attention(q_THD, kv, batch, scale=0.2)
-        start = torch.tensor([0, 37], dtype=torch.int32)
-        tail = AttentionBatch(batch.page_table_SB, start, batch.seq_len_S, 0, 37, 100)
-        chunk = paged_attention(q_THD[63:].contiguous(), kv, tail, scale=0.2)
-    torch.testing.assert_close(chunk, whole[63:], rtol=0, atol=torch.finfo(dtype).eps)
+        whole_THD = paged_attention(q_THD, kv, batch, scale=0.2, window=window)
+    for threads in (1, 3):
+        assert torch.equal(attend(0, 1, threads), whole_THD[:1])
+        assert torch.equal(attend(1, 1, threads), whole_THD[1200:1201])
+        assert torch.equal(attend(1, 137, threads), whole_THD[1064:1201])
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -285,4 +299,4 @@ def test_describe_names_what_runs() -> None:
         assert native.describe().startswith("torch fallback")
     if native.levels():
         with native.using(native.levels()[0], 3):
-            assert native.describe() == "native (generic, 3 threads)"
+            assert native.describe() == "native (generic, 3 threads; bf16 weights as 12-bit integers)"

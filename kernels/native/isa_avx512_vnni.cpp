@@ -1,0 +1,3 @@
+#include "isa.h"
+
+extern const Ops ops_avx512_vnni = QUIRE_OPS;
