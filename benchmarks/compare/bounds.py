@@ -1,8 +1,8 @@
 """The most tokens per second that a load can reach on a machine, from bytes and operations.
 
 Prompts are multiplied with the weights of all layers but the last, of which they need keys and values alone,
-and each token looks at those before it; a shared prefix is computed once. Decode steps are those of all clients together. Nothing else costs time, and nothing
-overlaps.
+and each token looks at those before it; a shared prefix is computed once. Decode steps are those of all
+clients together. Nothing else costs time, and nothing overlaps.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ def rounds_bf16(weight_OI: Tensor) -> bool:
 def pack_rounded(weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear | None:
     """Packs a bf16 weight as 12-bit integers, with a power of two for every 64 inputs of an output.
 
-    A weight down to an eighth of its group's largest is exact; smaller ones are off by a 2048th of the largest
-    at most. None where a weight is not finite, which integers cannot be.
+    A weight down to an eighth of its group's largest is exact; smaller ones are off by a 2048th of the
+    largest at most. None where a weight is not finite, which integers cannot be.
     """
     lib = library()
     assert lib is not None
