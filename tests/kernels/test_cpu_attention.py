@@ -300,3 +300,9 @@ def test_describe_names_what_runs() -> None:
     if native.levels():
         with native.using(native.levels()[0], 3):
             assert native.describe() == "native (generic, 3 threads; bf16 weights as 12-bit integers)"
+
+
+@pytest.mark.skipif(not native.levels(), reason="needs the native library")
+def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_sources_digest", lambda folder: b"what was changed since")
+    assert native._load() == (None, "library built from other sources (run `make install`)")
