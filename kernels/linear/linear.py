@@ -56,6 +56,8 @@ def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, deterministic: bool = 
 def linear(x_TI: Tensor, packed: PackedLinear) -> Tensor:
     """Returns `x @ weight.T + bias`, `[T, O]`; sums in fp32 whatever the dtype."""
     y_TO: Tensor
+    if x_TI.shape[1] != packed.inputs:
+        raise ValueError(f"{x_TI.shape[1]} inputs for a weight of {packed.inputs}")
     if packed.kind == "native":
         return _linear_native(x_TI, packed)
     if packed.kind == "onednn":

@@ -53,6 +53,11 @@ def test_input_rows_may_be_a_slice(dtype: torch.dtype) -> None:
     assert torch.equal(linear(wide.t()[:32].t(), packed), linear(wide[:, :32].contiguous(), packed))
 
 
+def test_rows_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="63 inputs for a weight of 64"):
+        linear(torch.randn(2, 63), pack_linear(torch.randn(5, 64), None))
+
+
 def test_no_rows() -> None:
     packed = pack_linear(torch.randn(10, 16), None)
     assert linear(torch.empty(0, 16), packed).shape == (0, 10)

@@ -128,7 +128,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
 
-    def until(self, pattern: str, timeout_s: float = 60) -> str:
+    def until(self, pattern: str, timeout_s: float = 120) -> str:
         """Waits for it, and takes everything up to its end."""
         deadline = time.monotonic() + timeout_s
         while not (found := re.search(pattern, self.seen, re.DOTALL)):
@@ -139,7 +139,7 @@ class Terminal:
         return taken
 
     def exit_code(self) -> int:
-        return self._process.wait(30)
+        return self._process.wait(120)
 
     def close(self) -> None:
         self._process.kill()
