@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from engine.config import Quantization
-from engine.dist.group import TensorGroup
 from engine.model.arch import ArchSpec
 from engine.model.hf_config import HFConfig
 from engine.model.quant import holding
@@ -98,4 +97,4 @@ def assemble(
             dense[slot.name] = weight
     if spec.tied_embeddings:
         linear["lm_head"] = pack("lm_head", dense["embed"])
-    return Transformer(spec, ModelWeights(dense, linear), max_model_len, TensorGroup(), deterministic)
+    return Transformer(spec, ModelWeights(dense, linear), max_model_len, deterministic)

@@ -126,21 +126,12 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ParallelConfig:
-    """This process among those that share one model."""
-
-    rank: int = 0
-    size: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything decided, and why."""
 
     model: ModelConfig
     cache: CacheConfig
     scheduler: SchedulerConfig
-    parallel: ParallelConfig = ParallelConfig()
     threads: int = 1  # that compute, on a CPU
     cuda_graphs: bool = False
     reasons: tuple[tuple[str, str, str], ...] = ()

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.dist.transfer import to_device, to_host
 from engine.exec import batch
 from engine.exec.graphed import GraphedDecode
 from engine.exec.kv_store import KVStore
@@ -22,6 +21,7 @@ from engine.model.transformer import Transformer
 from engine.plan import RowStart, SequencePlan, StepPlan, StepResult, TokenMasks
 from engine.sample.logprobs import PendingLogprobs
 from engine.sample.sampler import Sampler
+from engine.transfer import to_device, to_host
 from engine.types import StepRun, TokenLogprob
 from kernels import api
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.config import CacheConfig
-from engine.dist.transfer import to_device
+from engine.transfer import to_device
 from kernels import api
 
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.dist.transfer import send
 from engine.exec.rows import Rows
 from engine.plan import SequencePlan
+from engine.transfer import send
 
 
 class Lanes:

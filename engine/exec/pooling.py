@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.dist.transfer import to_host
 from engine.embedding import VALUE_DTYPE, Pooling, PoolingKind
 from engine.plan import RowStart, StepPlan
+from engine.transfer import to_host
 
 
 class PendingEmbeddings:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.dist.transfer import to_device
 from engine.plan import StepPlan
+from engine.transfer import to_device
 
 
 class Rows:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from engine.config import Quantization
-from engine.dist.group import TensorGroup
 from engine.errors import ModelError
 from engine.gguf.container import is_gguf
 from engine.model.checkpoint import Checkpoint
@@ -41,7 +40,6 @@ def load(
     max_model_len: int,
     quantization: Quantization | None = None,
     deterministic: bool = False,
-    group: TensorGroup | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
     """Loads a checkpoint that was inspected.
@@ -84,7 +82,7 @@ def load(
     if checkpoint.spec.lm_head and checkpoint.spec.tied_embeddings:
         # Packing leaves the embedding as it is: CUDA shares it, a CPU reads from it once more.
         linear["lm_head"] = pack(reader.rounded("lm_head", dense["embed"]), None)
-    return Transformer(checkpoint.spec, ModelWeights(dense, linear), max_model_len, group, deterministic)
+    return Transformer(checkpoint.spec, ModelWeights(dense, linear), max_model_len, deterministic)
 
 
 class _Reader:

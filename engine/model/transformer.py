@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.dist.group import TensorGroup
 from engine.model.arch import ArchSpec, RopeSpec
 from engine.model.batch import ForwardBatch
 from engine.model.layers.attention import Attention
@@ -99,7 +98,6 @@ class Transformer:
         spec: ArchSpec,
         weights: ModelWeights,
         max_model_len: int,
-        group: TensorGroup | None = None,
         deterministic: bool = False,
     ) -> None:
         self.spec = spec
@@ -109,7 +107,7 @@ class Transformer:
         # In the compute dtype, as the models were trained: sqrt(hidden_size) is not exact in bf16.
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.embed_VE.dtype).item()
         self._lm_head = weights.linear["lm_head"] if spec.lm_head else None
-        builder = _Builder(spec, weights, max_model_len, group or TensorGroup(), deterministic)
+        builder = _Builder(spec, weights, max_model_len, deterministic)
         self.layers = [builder.layer(index) for index in range(spec.num_layers)]
         self._final_norm = builder.norm("final_norm")
         self.native = builder.native(self.layers, self._final_norm)
@@ -159,13 +157,11 @@ class _Builder:
         spec: ArchSpec,
         weights: ModelWeights,
         max_model_len: int,
-        group: TensorGroup,
         deterministic: bool,
     ) -> None:
         self._spec = spec
         self._deterministic = deterministic
         self._weights = weights
-        self._group = group
         device = weights.dense["embed"].device
         self._tables: dict[RopeSpec, Tensor] = {
             rope: build_cos_sin(rope, max_model_len, device) for rope in set(spec.ropes)
@@ -177,8 +173,6 @@ class _Builder:
     def native(self, layers: Sequence[DecoderLayer], final_norm: RMSNorm) -> api.NativeDecoder | None:
         """The same layers for one call of the CPU library, where it can run them."""
         spec = self._spec
-        if self._group.size > 1:
-            return None
         params = api.DecoderParams(
             num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,
@@ -206,8 +200,8 @@ class _Builder:
         spec, linear = self._spec, self._weights.linear
         return Attention(
             layer=index,
-            num_heads=spec.num_heads // self._group.size,
-            num_kv_heads=spec.num_kv_heads // self._group.size,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             qkv=linear[own + "qkv"],
             o=linear[own + "o"],
@@ -217,7 +211,6 @@ class _Builder:
             window=spec.windows[index],
             softcap=spec.attention_softcap,
             deterministic=self._deterministic,
-            group=self._group,
         )
 
     def _head_norms(self, own: str) -> api.HeadNorms:
@@ -226,7 +219,7 @@ class _Builder:
 
     def _mlp(self, own: str) -> GatedMLP:
         linear = self._weights.linear
-        return GatedMLP(linear[own + "gate_up"], linear[own + "down"], self._spec.activation, self._group)
+        return GatedMLP(linear[own + "gate_up"], linear[own + "down"], self._spec.activation)
 
 
 def _weights(layer: DecoderLayer) -> api.LayerWeights:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.dist.transfer import to_device, to_host
+from engine.transfer import to_device, to_host
 from engine.types import TokenLogprob
 from kernels import api
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.dist.transfer import to_device
 from engine.plan import RowStart
+from engine.transfer import to_device
 
 _ANY, _NONE = -1, -2  # in place of a token id: matches every token; is no token
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.dist.transfer import to_device
 from engine.plan import NOT_FINITE, NOTHING_LEFT, RowStart, TokenMasks
 from engine.sample.narrowing import Narrowing
 from engine.sample.penalties import PenaltyTables
+from engine.transfer import to_device
 from engine.types import SamplingParams
 from kernels import api
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.dist import transfer
+from engine import transfer
 from engine.exec import lanes as lanes_module
 from engine.exec.decode import Work
 from engine.exec.graphs import GraphShelf, padded_sizes

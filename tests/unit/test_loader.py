@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.dist.group import TensorGroup
-from engine.errors import ConfigError, ModelError
+from engine.errors import ModelError
 from engine.model.arch import RopeSpec
 from engine.model.checkpoint import inspect
 from engine.model.layers.rotary import build_cos_sin, inverse_frequencies
@@ -92,14 +91,6 @@ def test_a_file_that_changed_since_the_inspection(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"gone")
     with pytest.raises(ModelError, match=r"model\.safetensors changed or broke"):
         load(checkpoint, dtype="float32", device="cpu", max_model_len=16)
-
-
-def test_only_one_process_so_far() -> None:
-    x = torch.ones(2)
-    assert TensorGroup().all_reduce(x) is x
-    assert TensorGroup().all_gather(x) is x
-    with pytest.raises(ConfigError):
-        TensorGroup(0, 2)
 
 
 def test_longrope_is_settled_by_the_longest_context() -> None:

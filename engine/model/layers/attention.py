@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.dist.group import TensorGroup
 from engine.model.batch import ForwardBatch
 from kernels import api
 
@@ -22,7 +21,7 @@ class Attention:
     Attributes:
         layer: whose KV memory of the batch it uses.
         qkv: `[(H + 2G)D, E]`: queries, keys, values.
-        o: `[E, HD]`, split by its inputs between the processes of `group`.
+        o: `[E, HD]`.
         norms: of each query and key head, before the rotation; None in most families.
         cos_sin_MR: shared between layers of the same rotary embedding.
         window: positions a token sees, itself included; 0 is all.
@@ -41,7 +40,6 @@ class Attention:
     window: int
     softcap: float
     deterministic: bool
-    group: TensorGroup
 
     def __call__(self, x_TE: Tensor, batch: ForwardBatch, wanted: api.WantedTokens | None = None) -> Tensor:
         """Writes everybody's keys and values; returns `[T, E]`, or `[W, E]` of the wanted tokens."""
@@ -66,4 +64,4 @@ class Attention:
             softcap=self.softcap,
             deterministic=self.deterministic,
         )
-        return self.group.all_reduce(api.linear(out_THD.flatten(1), self.o))
+        return api.linear(out_THD.flatten(1), self.o)

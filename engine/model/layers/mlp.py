@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.dist.group import TensorGroup
 from engine.model.arch import Activation
 from kernels import api
 
@@ -17,15 +16,14 @@ class GatedMLP:
 
     Attributes:
         gate_up: `[2F, E]`, gate rows first.
-        down: `[E, F]`, split by its inputs between the processes of `group`.
+        down: `[E, F]`.
     """
 
     gate_up: api.PackedLinear
     down: api.PackedLinear
     activation: Activation
-    group: TensorGroup
 
     def __call__(self, x_TE: Tensor) -> Tensor:
         gate_up_T2F = api.linear(x_TE, self.gate_up)
         hidden_TF = api.silu_mul(gate_up_T2F, activation=self.activation)
-        return self.group.all_reduce(api.linear(hidden_TF, self.down))
+        return api.linear(hidden_TF, self.down)
