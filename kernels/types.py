@@ -225,8 +225,7 @@ class LayerWeights:
     attention_out_norm_E: Tensor | None
     mlp_norm_E: Tensor
     mlp_out_norm_E: Tensor | None
-    q_norm_D: Tensor | None
-    k_norm_D: Tensor | None
+    head_norms: HeadNorms | None
     cos_sin_MR: Tensor
     window: int
 

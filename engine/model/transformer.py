@@ -1,28 +1,20 @@
 """The one decoder. It runs any `ArchSpec`, on one device, and keeps no state between calls.
 
-`T` tokens in the step, `S` sequences, `E` hidden, `V` vocabulary, `D` head dim.
-
-The residual stream is one tensor that norms add to in place: each block hands its output on, and the next
-norm first adds it to the residual, then norms the sum.
-
-    pre-norm    residual += delta;  x = norm(residual);  delta = block(x)
-    sandwich    residual += delta;  x = norm(residual);  delta = norm(block(x))
+`T` tokens in the step, `S` sequences, `E` hidden, `V` vocabulary, `M` positions, `R` rotary dims.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.model.arch import ArchSpec, RopeSpec
+from engine.model.arch import ArchSpec
 from engine.model.batch import ForwardBatch
-from engine.model.layers.attention import Attention
-from engine.model.layers.mlp import GatedMLP
-from engine.model.layers.norm import RMSNorm
-from engine.model.layers.rotary import build_cos_sin
+from engine.model.layer import DecoderLayer
+from engine.model.rotary import build_cos_sin
 from kernels import api
 
 
@@ -38,48 +30,26 @@ class ModelWeights:
     dense: Mapping[str, Tensor]
     linear: Mapping[str, api.PackedLinear]
 
-
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """Attention and MLP, each between its norms."""
-
-    input_norm: RMSNorm
-    attention: Attention
-    attention_out_norm: RMSNorm | None
-    mlp_norm: RMSNorm
-    mlp: GatedMLP
-    mlp_out_norm: RMSNorm | None
-
-    def __call__(self, delta_TE: Tensor | None, residual_TE: Tensor, batch: ForwardBatch) -> Tensor:
-        """Adds `delta_TE` and the attention's output to the residual; returns the MLP's, not yet added.
-
-        Args:
-            delta_TE: what the layer below returned; None for the first layer.
-        """
-        return self.feed_forward(self.attend(delta_TE, residual_TE, batch), residual_TE)
-
-    def attend(
-        self,
-        delta_TE: Tensor | None,
-        residual_TE: Tensor,
-        batch: ForwardBatch,
-        wanted: api.WantedTokens | None = None,
-    ) -> Tensor:
-        """The first half: adds `delta_TE`, returns the attention's output, of the wanted tokens or of all."""
-        if delta_TE is None:
-            x_TE = self.input_norm(residual_TE)
-        else:
-            x_TE = self.input_norm(delta_TE, residual_TE)
-        return self.attention(x_TE, batch, wanted)
-
-    def feed_forward(self, delta_TE: Tensor, residual_TE: Tensor) -> Tensor:
-        """The second half: adds the attention's output, returns the MLP's."""
-        if self.attention_out_norm is not None:
-            delta_TE = self.attention_out_norm(delta_TE)
-        delta_TE = self.mlp(self.mlp_norm(delta_TE, residual_TE))
-        if self.mlp_out_norm is not None:
-            delta_TE = self.mlp_out_norm(delta_TE)
-        return delta_TE
+    def layer(self, index: int, spec: ArchSpec, cos_sin_MR: Tensor) -> api.LayerWeights:
+        """Those of one layer, with its rotary table."""
+        own, dense, linear = f"layers.{index}.", self.dense, self.linear
+        norms = None
+        if spec.qk_norm:
+            q_weight_D, k_weight_D = dense[own + "q_norm"], dense[own + "k_norm"]
+            norms = api.HeadNorms(q_weight_D, k_weight_D, spec.norm_eps, spec.norm_offset)
+        return api.LayerWeights(
+            qkv=linear[own + "qkv"],
+            o=linear[own + "o"],
+            gate_up=linear[own + "gate_up"],
+            down=linear[own + "down"],
+            input_norm_E=dense[own + "input_norm"],
+            attention_out_norm_E=dense.get(own + "attention_out_norm"),
+            mlp_norm_E=dense[own + "mlp_norm"],
+            mlp_out_norm_E=dense.get(own + "mlp_out_norm"),
+            head_norms=norms,
+            cos_sin_MR=cos_sin_MR,
+            window=spec.windows[index],
+        )
 
 
 class Transformer:
@@ -94,11 +64,7 @@ class Transformer:
     """
 
     def __init__(
-        self,
-        spec: ArchSpec,
-        weights: ModelWeights,
-        max_model_len: int,
-        deterministic: bool = False,
+        self, spec: ArchSpec, weights: ModelWeights, max_model_len: int, deterministic: bool = False
     ) -> None:
         self.spec = spec
         self.deterministic = deterministic
@@ -107,10 +73,22 @@ class Transformer:
         # In the compute dtype, as the models were trained: sqrt(hidden_size) is not exact in bf16.
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.embed_VE.dtype).item()
         self._lm_head = weights.linear["lm_head"] if spec.lm_head else None
-        builder = _Builder(spec, weights, max_model_len, deterministic)
-        self.layers = [builder.layer(index) for index in range(spec.num_layers)]
-        self._final_norm = builder.norm("final_norm")
-        self.native = builder.native(self.layers, self._final_norm)
+        self._final_norm_E = weights.dense["final_norm"]
+        params = api.DecoderParams(
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            activation=spec.activation,
+            norm_eps=spec.norm_eps,
+            norm_offset=spec.norm_offset,
+            scale=spec.query_scale,
+            softcap=spec.attention_softcap,
+        )
+        # Layers of the same rotary embedding share one table.
+        tables = {rope: build_cos_sin(rope, max_model_len, self.device) for rope in set(spec.ropes)}
+        layers = [weights.layer(index, spec, tables[rope]) for index, rope in enumerate(spec.ropes)]
+        self.layers = [DecoderLayer(index, w, params, deterministic) for index, w in enumerate(layers)]
+        self.native = api.native_decoder(layers, self._final_norm_E, params)
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +113,13 @@ class Transformer:
         if delta_WE.shape[0] == 0:
             return delta_WE
         residual_WE = residual_TE if wanted is None else residual_TE[wanted.index_W]
-        return self._final_norm(last.feed_forward(delta_WE, residual_WE), residual_WE)
+        return api.rms_norm(
+            last.feed_forward(delta_WE, residual_WE),
+            self._final_norm_E,
+            self.spec.norm_eps,
+            offset=self.spec.norm_offset,
+            residual_TE=residual_WE,
+        )
 
     def logits(self, hidden_SE: Tensor) -> Tensor:
         """`logits_SV` fp32 of the rows of `forward`'s result that are wanted."""
@@ -147,98 +131,3 @@ class Transformer:
     def _embed(self, token_id_T: Tensor) -> Tensor:
         hidden_TE = torch.nn.functional.embedding(token_id_T, self.embed_VE)
         return hidden_TE if self._embed_scale == 1.0 else hidden_TE.mul_(self._embed_scale)
-
-
-class _Builder:
-    """Puts layers together from the spec and the weights; rotary tables are shared between layers."""
-
-    def __init__(
-        self,
-        spec: ArchSpec,
-        weights: ModelWeights,
-        max_model_len: int,
-        deterministic: bool,
-    ) -> None:
-        self._spec = spec
-        self._deterministic = deterministic
-        self._weights = weights
-        device = weights.dense["embed"].device
-        self._tables: dict[RopeSpec, Tensor] = {
-            rope: build_cos_sin(rope, max_model_len, device) for rope in set(spec.ropes)
-        }
-
-    def norm(self, name: str) -> RMSNorm:
-        return RMSNorm(self._weights.dense[name], self._spec.norm_eps, self._spec.norm_offset)
-
-    def native(self, layers: Sequence[DecoderLayer], final_norm: RMSNorm) -> api.NativeDecoder | None:
-        """The same layers for one call of the CPU library, where it can run them."""
-        spec = self._spec
-        params = api.DecoderParams(
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            activation=spec.activation,
-            norm_eps=spec.norm_eps,
-            norm_offset=spec.norm_offset,
-            scale=spec.query_scale,
-            softcap=spec.attention_softcap,
-        )
-        return api.native_decoder([_weights(layer) for layer in layers], final_norm.weight_E, params)
-
-    def layer(self, index: int) -> DecoderLayer:
-        own, spec = f"layers.{index}.", self._spec
-        return DecoderLayer(
-            input_norm=self.norm(own + "input_norm"),
-            attention=self._attention(index, own),
-            attention_out_norm=self.norm(own + "attention_out_norm") if spec.sandwich_norms else None,
-            mlp_norm=self.norm(own + "mlp_norm"),
-            mlp=self._mlp(own),
-            mlp_out_norm=self.norm(own + "mlp_out_norm") if spec.sandwich_norms else None,
-        )
-
-    def _attention(self, index: int, own: str) -> Attention:
-        spec, linear = self._spec, self._weights.linear
-        return Attention(
-            layer=index,
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            qkv=linear[own + "qkv"],
-            o=linear[own + "o"],
-            norms=self._head_norms(own) if spec.qk_norm else None,
-            cos_sin_MR=self._tables[spec.ropes[index]],
-            scale=spec.query_scale,
-            window=spec.windows[index],
-            softcap=spec.attention_softcap,
-            deterministic=self._deterministic,
-        )
-
-    def _head_norms(self, own: str) -> api.HeadNorms:
-        dense, spec = self._weights.dense, self._spec
-        return api.HeadNorms(dense[own + "q_norm"], dense[own + "k_norm"], spec.norm_eps, spec.norm_offset)
-
-    def _mlp(self, own: str) -> GatedMLP:
-        linear = self._weights.linear
-        return GatedMLP(linear[own + "gate_up"], linear[own + "down"], self._spec.activation)
-
-
-def _weights(layer: DecoderLayer) -> api.LayerWeights:
-    attention, mlp, norms = layer.attention, layer.mlp, layer.attention.norms
-    return api.LayerWeights(
-        qkv=attention.qkv,
-        o=attention.o,
-        gate_up=mlp.gate_up,
-        down=mlp.down,
-        input_norm_E=layer.input_norm.weight_E,
-        attention_out_norm_E=_norm_weight(layer.attention_out_norm),
-        mlp_norm_E=layer.mlp_norm.weight_E,
-        mlp_out_norm_E=_norm_weight(layer.mlp_out_norm),
-        q_norm_D=norms.q_weight_D if norms else None,
-        k_norm_D=norms.k_weight_D if norms else None,
-        cos_sin_MR=attention.cos_sin_MR,
-        window=attention.window,
-    )
-
-
-def _norm_weight(norm: RMSNorm | None) -> Tensor | None:
-    return None if norm is None else norm.weight_E

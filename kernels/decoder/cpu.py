@@ -145,10 +145,12 @@ def _queries(batch: AttentionBatch, tokens: int) -> _Queries:
 
 
 def _layer(weights: LayerWeights) -> _Layer:
+    norms = weights.head_norms
+    q_norm_D, k_norm_D = (norms.q_weight_D, norms.k_weight_D) if norms else (None, None)
     return _Layer(
         _linear(weights.qkv), _linear(weights.o), _linear(weights.gate_up), _linear(weights.down),
         _pointer(weights.input_norm_E), _pointer(weights.attention_out_norm_E), _pointer(weights.mlp_norm_E),
-        _pointer(weights.mlp_out_norm_E), _pointer(weights.q_norm_D), _pointer(weights.k_norm_D),
+        _pointer(weights.mlp_out_norm_E), _pointer(q_norm_D), _pointer(k_norm_D),
         weights.cos_sin_MR.data_ptr(), None, weights.cos_sin_MR.shape[1], weights.window,
     )  # fmt: skip
 

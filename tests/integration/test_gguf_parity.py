@@ -16,8 +16,8 @@ from engine.build import build
 from engine.config import EngineOptions
 from engine.llm import LLM
 from engine.model.checkpoint import inspect
-from engine.model.layers.rotary import inverse_frequencies
 from engine.model.loader import load
+from engine.model.rotary import inverse_frequencies
 from engine.model.transformer import Transformer
 from engine.types import SamplingParams
 from tests.helpers.checkpoints import make_checkpoint
@@ -118,7 +118,7 @@ def test_integers_stay_integers(tmp_path: Path, kind: str, bits: int) -> None:
     source = make_checkpoint(tmp_path, "llama", tie_word_embeddings=True)
     write_gguf(source, tmp_path / "model.gguf", by_size(kind))
     model = load_model(tmp_path / "model.gguf")
-    held = [getattr(layer.attention, name).bits for layer in model.layers for name in ("qkv", "o")]
+    held = [getattr(layer.weights, name).bits for layer in model.layers for name in ("qkv", "o")]
     assert held == [bits] * len(held)
     # Tied in the file, where it is in integers: multiplied so, and looked up in floats.
     assert "lm_head.weight" in inspect(str(tmp_path / "model.gguf")).stored

@@ -15,8 +15,8 @@ import torch
 
 from engine.model.checkpoint import inspect
 from engine.model.hf_config import HFConfig, read_rope
-from engine.model.layers.rotary import inverse_frequencies
 from engine.model.loader import load
+from engine.model.rotary import inverse_frequencies
 from engine.model.transformer import Transformer
 from kernels import api
 from tests.helpers.checkpoints import (

@@ -70,9 +70,9 @@ def test_a_quantised_checkpoint_is_its_dequantised_self(source: Path, name: str,
     quantized = load_model(write_quantized(source, tmp_path / "quantized", writer))
     assert_alike(quantized, load_model(write_dequantized(source, tmp_path / "floats", writer)))
     # The weights are really held in integers, but for parts that were left alone.
-    held = [layer.attention.o.bits for layer in quantized.layers]
+    held = [layer.weights.o.bits for layer in quantized.layers]
     assert held == [writer.bits] * len(held)
-    mixed = quantized.layers[0].attention.qkv.bits
+    mixed = quantized.layers[0].weights.qkv.bits
     assert mixed == (0 if writer.left_alone else writer.bits)
 
 
@@ -148,7 +148,7 @@ def test_parts_in_different_orders_are_widened(
     with caplog.at_level(logging.WARNING, "engine.model.loader"):
         model = load_model(path)
     assert "not quantised alike" in caplog.text and "layers.0.qkv" in caplog.text
-    assert (model.layers[0].attention.qkv.bits, model.layers[0].attention.o.bits) == (0, 4)
+    assert (model.layers[0].weights.qkv.bits, model.layers[0].weights.o.bits) == (0, 4)
     assert_alike(model, expected)
 
 
@@ -156,7 +156,7 @@ def test_the_flag_rounds_what_the_checkpoint_left_alone(llama: Path, tmp_path: P
     path = write_quantized(llama, tmp_path / "quantized", WRITERS["packed"])
     plain, rounded = load_model(path), load_model(path, quantization=Quantization.parse("int8"))
     assert (plain._lm_head.bits, rounded._lm_head.bits) == (0, 8)
-    assert plain.layers[0].mlp.down.bits == rounded.layers[0].mlp.down.bits == 4
+    assert plain.layers[0].weights.down.bits == rounded.layers[0].weights.down.bits == 4
 
 
 @pytest.mark.parametrize("options", [{}, {"quantization": "int8"}, {"quantization": "int4"}], ids=str)
@@ -171,7 +171,7 @@ def test_the_memory_plan_counts_what_is_held(
     model = core._executor._model  # type: ignore[attr-defined]
     linears = [model._lm_head]
     for layer in model.layers:
-        linears += [layer.attention.qkv, layer.attention.o, layer.mlp.gate_up, layer.mlp.down]
+        linears += [layer.weights.qkv, layer.weights.o, layer.weights.gate_up, layer.weights.down]
     held = sum(packed.num_bytes for packed in linears) + model.embed_VE.nbytes
     # Norms are not in the sum; panels are padded in the native library.
     assert held <= info.weight_bytes * 1.1
@@ -189,7 +189,8 @@ def test_served_whole(llama: Path, tmp_path: Path) -> None:
 
 def test_groups_that_do_not_fit_are_smaller_or_refused(llama: Path, tmp_path: Path) -> None:
     model = load_model(llama, quantization=Quantization.parse("int4-g128"))
-    groups = [packed.scale_OG.shape[1] for packed in (model.layers[0].mlp.gate_up, model.layers[0].mlp.down)]
+    weights = model.layers[0].weights
+    groups = [packed.scale_OG.shape[1] for packed in (weights.gate_up, weights.down)]
     assert groups == [1, 3]  # 64 inputs in one group, 96 in groups of 32
     path = write_checkpoint(tmp_path / "odd", hidden_size=40)
     with pytest.raises(ConfigError, match=r"int4: layers\.0\.qkv has 40 inputs.*Choose int8"):

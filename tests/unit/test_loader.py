@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from engine.errors import ModelError
 from engine.model.arch import RopeSpec
 from engine.model.checkpoint import inspect
-from engine.model.layers.rotary import build_cos_sin, inverse_frequencies
 from engine.model.loader import load
+from engine.model.rotary import build_cos_sin, inverse_frequencies
 from kernels.types import PackedLinear
 from tests.helpers.raw_checkpoints import LLAMA, weight_shapes
 
