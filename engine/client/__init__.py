@@ -2,7 +2,8 @@
 
     protocol.py    what callers may expect
     requests.py    all live requests: admission, hand-over to their callers, ends
-    cache.py       questions about the cache, and those who watch it
+    questions.py   questions about the cache, and those who watch it
+    desk_client.py what both clients do in the same way, with these two
     inprocess.py   an engine on a thread of this process
     supervised.py  an engine in a process of its own, watched and replaced when it dies
 

@@ -1,4 +1,4 @@
-"""What both clients answer in the same way: by their table of requests and their desk for questions."""
+"""What both clients do in the same way: by their table of requests and their desk for questions."""
 
 from __future__ import annotations
 
@@ -6,21 +6,71 @@ from collections.abc import AsyncIterator, Sequence
 
 from engine.client.questions import QuestionDesk
 from engine.client.requests import RequestTable
+from engine.errors import EngineDead
 from engine.grammar import Grammar
-from engine.types import EngineInfo, EngineSnapshot
+from engine.process import frames
+from engine.text.detokenizer import DecodesTokens
+from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
 from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
+
+NOT_STARTED = "The engine is not started."
+STOPPED = "The engine was stopped."
 
 
 class DeskClient:
-    """The part of an EngineClient that does not depend on where the engine runs. Its subclass sets these."""
+    """The part of an EngineClient that does not depend on where the engine runs."""
 
-    _table: RequestTable
-    _desk: QuestionDesk
-    _snapshot: EngineSnapshot
+    restarts = 0
+
+    def __init__(self, tokenizer: DecodesTokens) -> None:
+        self._table = RequestTable(tokenizer, self._cancel)
+        self._desk = QuestionDesk(self._send, lambda: self._why_dead)
+        self._info: EngineInfo | None = None
+        self._snapshot = EngineSnapshot()
+        self._why_dead: str | None = NOT_STARTED
+
+    def _send(self, frame: frames.ToEngine) -> None:
+        """To an engine that lives; else whatever it is about is over."""
+        raise NotImplementedError
+
+    def _cancel(self, wire_id: str, index: int | None) -> None:
+        self._send(frames.Abort(wire_id, index))
+
+    def _receive(self, frame: frames.Outputs | frames.Answer | frames.Pool) -> None:
+        """Takes what the engine said."""
+        if not isinstance(frame, frames.Outputs):
+            self._desk.receive(frame)
+            return
+        if frame.snapshot is not None:
+            self._snapshot = frame.snapshot
+        self._table.dispatch(frame.outputs)
+
+    def _end(self, reason: str) -> None:
+        """From here on there is no engine; whoever waits for it is told."""
+        self._why_dead = reason
+        self._table.fail_all(reason)
+        self._desk.fail_all(reason)
 
     @property
     def info(self) -> EngineInfo:
-        raise NotImplementedError
+        if self._info is None:
+            raise EngineDead(NOT_STARTED)
+        return self._info
+
+    def submit(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        scope: CacheScope = DEFAULT_SCOPE,
+        *,
+        explain: bool = False,
+    ) -> AsyncIterator[TokenEvent]:
+        if self._why_dead is not None and not self._table.draining:
+            raise EngineDead(self._why_dead)
+        stream = self._table.admit(self.info, request_id, prompt_ids, params)
+        self._send(frames.Submit(stream.wire_id, frames.pack_ids(prompt_ids), params, scope, explain))
+        return stream
 
     def abort(self, request_id: str) -> None:
         self._table.abort(request_id)
@@ -48,6 +98,9 @@ class DeskClient:
 
     def public_id(self, number: str) -> str:
         return self._table.public_id(number)
+
+    def health(self) -> str | None:
+        return self._why_dead
 
     def start_draining(self) -> None:
         self._table.draining = True

@@ -9,17 +9,17 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from engine.client.desk_client import DeskClient
-from engine.client.questions import QuestionDesk
-from engine.client.requests import RequestTable
-from engine.errors import EngineDead
+from engine.client.desk_client import STOPPED, DeskClient
 from engine.process import frames
-from engine.process.loop import Add, Cancel, Core, EngineLoop, Quit
+from engine.process.loop import EngineLoop
 from engine.text.detokenizer import DecodesTokens
-from engine.types import EngineInfo, SamplingParams, TokenEvent
-from engine.views import DEFAULT_SCOPE, CacheScope
+from engine.types import EngineInfo
+
+if TYPE_CHECKING:
+    from engine.core import EngineCore
 
 log = logging.getLogger(__name__)
 
@@ -34,87 +34,51 @@ class InProcessClient(DeskClient):
         step_timeout_s: `health` complains about a step that runs longer.
     """
 
-    restarts = 0
-
     def __init__(
-        self, core: Core, info: EngineInfo, tokenizer: DecodesTokens, *, step_timeout_s: float = 120.0
+        self, core: EngineCore, info: EngineInfo, tokenizer: DecodesTokens, *, step_timeout_s: float = 120.0
     ) -> None:
+        super().__init__(tokenizer)
         self._info = info
-        self._engine = EngineLoop(core, self._emit)
-        self._table = RequestTable(tokenizer, lambda wire_id, index: self._engine.put(Cancel(wire_id, index)))
-        self._desk = QuestionDesk(self._engine.put, lambda: self._dead)
+        self._engine = EngineLoop(core, lambda frame: self._post(self._receive, frame))
         self._step_timeout_s = step_timeout_s
         self._snapshot = core.snapshot()
-        self._dead: str | None = "The engine is not started."
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    @property
-    def info(self) -> EngineInfo:
-        return self._info
-
     async def start(self) -> EngineInfo:
         self._loop = asyncio.get_running_loop()
-        self._dead = None
+        self._why_dead = None
         self._thread.start()
-        return self._info
+        return self.info
 
     def _run(self) -> None:
-        reason = "The engine was stopped."
+        reason = STOPPED
         try:
             self._engine.run()
         except Exception:
             log.exception("the engine failed")
             reason = "The engine failed; see the log."
-        self._post(self._die, reason)
-
-    def _emit(self, frame: frames.Outputs | frames.Answer | frames.Pool) -> None:
-        self._post(self._receive, frame)
+        self._post(self._end, reason)
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
-            self._engine.put(Quit())  # the event loop is closed: nobody listens any more
+            self._engine.put(frames.Shutdown())  # the event loop is closed: nobody listens any more
 
-    def _receive(self, frame: frames.Outputs | frames.Answer | frames.Pool) -> None:
-        if not isinstance(frame, frames.Outputs):
-            self._desk.receive(frame)
-            return
-        if frame.snapshot is not None:
-            self._snapshot = frame.snapshot
-        self._table.dispatch(frame.outputs)
-
-    def _die(self, reason: str) -> None:
-        self._dead = reason
-        self._table.fail_all(reason)
-        self._desk.fail_all(reason)
-
-    def submit(
-        self,
-        request_id: str,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        scope: CacheScope = DEFAULT_SCOPE,
-        *,
-        explain: bool = False,
-    ) -> AsyncIterator[TokenEvent]:
-        if self._dead is not None:
-            raise EngineDead(self._dead)
-        stream = self._table.admit(self._info, request_id, prompt_ids, params)
-        self._engine.put(Add(stream.wire_id, list(prompt_ids), params, scope, explain))
-        return stream
+    def _send(self, frame: frames.ToEngine) -> None:
+        self._engine.put(frame)
 
     def health(self) -> str | None:
         since = self._engine.busy_since
-        if self._dead is None and since and time.monotonic() - since > self._step_timeout_s:
+        if self._why_dead is None and since and time.monotonic() - since > self._step_timeout_s:
             return f"The engine has been in one step for more than {self._step_timeout_s:g} s."
-        return self._dead
+        return self._why_dead
 
     async def stop(self) -> None:
         self.start_draining()
-        self._die("The engine was stopped.")
+        self._end(STOPPED)
         if self._thread.is_alive():
-            self._engine.put(Quit())
+            self._send(frames.Shutdown())
             await asyncio.to_thread(self._thread.join, STOP_PATIENCE_S)

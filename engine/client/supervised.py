@@ -14,22 +14,19 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from engine import errors
-from engine.client.desk_client import DeskClient
-from engine.client.questions import QuestionDesk
-from engine.client.requests import RequestTable
+from engine.client.desk_client import STOPPED, DeskClient
 from engine.config import EngineOptions
-from engine.errors import ConfigError, EngineDead
+from engine.errors import ConfigError
 from engine.logs import LogOptions
 from engine.process import frames
 from engine.process.launcher import EngineProcess
 from engine.process.spawn import DEFAULT_FACTORY, Child
 from engine.text.detokenizer import DecodesTokens
-from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
-from engine.views import DEFAULT_SCOPE, CacheScope
+from engine.types import EngineInfo
 
 log = logging.getLogger(__name__)
 
@@ -84,28 +81,17 @@ class ProcessClient(DeskClient):
         log_options: LogOptions | None = None,
         child: Child | None = None,
     ) -> None:
+        super().__init__(tokenizer)
         self._start_frame = frames.Start(options, factory, log_options or LogOptions())
         self._on_progress = on_progress
         self._child = child
         self._limits = supervision or Supervision()
-        self._table = RequestTable(tokenizer, self._cancel)
-        self._desk = QuestionDesk(self._send, lambda: self._why_dead)
-        self._info: EngineInfo | None = None
         self._process: EngineProcess | None = None
         self._ready: asyncio.Future[EngineInfo] | None = None
-        self._why_dead: str | None = "The engine is not started."
-        self._snapshot = EngineSnapshot()
         self._heard_s = self._busy_s = 0.0
         self._deaths: deque[float] = deque(maxlen=self._limits.restarts)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
-        self.restarts = 0
-
-    @property
-    def info(self) -> EngineInfo:
-        if self._info is None:
-            raise EngineDead("The engine is not started.")
-        return self._info
 
     @property
     def engine_pid(self) -> int | None:
@@ -148,12 +134,8 @@ class ProcessClient(DeskClient):
         return info
 
     def _on_frame(self, frame: frames.FromEngine) -> None:
-        if isinstance(frame, frames.Outputs):
-            if frame.snapshot is not None:
-                self._snapshot = frame.snapshot
-            self._table.dispatch(frame.outputs)
-        elif isinstance(frame, frames.Answer | frames.Pool):
-            self._desk.receive(frame)
+        if isinstance(frame, frames.Outputs | frames.Answer | frames.Pool):
+            self._receive(frame)
         elif isinstance(frame, frames.Heartbeat):
             self._heard_s, self._busy_s = time.monotonic(), frame.busy_s
         elif isinstance(frame, frames.Progress):
@@ -248,40 +230,15 @@ class ProcessClient(DeskClient):
         return None
 
     def _send(self, frame: frames.ToEngine) -> None:
-        """To an engine that lives; else whatever it is about is over."""
         if self._process is not None and self._why_dead is None:
             self._process.send(frame)
-
-    def _cancel(self, wire_id: str, index: int | None) -> None:
-        self._send(frames.Abort(wire_id, index))
-
-    def submit(
-        self,
-        request_id: str,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        scope: CacheScope = DEFAULT_SCOPE,
-        *,
-        explain: bool = False,
-    ) -> AsyncIterator[TokenEvent]:
-        if self._why_dead is not None and not self._table.draining:
-            raise EngineDead(self._why_dead)
-        stream = self._table.admit(self.info, request_id, prompt_ids, params)
-        assert self._process is not None
-        self._process.send(frames.Submit(stream.wire_id, frames.pack_ids(prompt_ids), params, scope, explain))
-        return stream
-
-    def health(self) -> str | None:
-        return self._why_dead
 
     async def stop(self) -> None:
         if self._stopped:
             return
         self._stopped = True
         self.start_draining()
-        self._why_dead = "The engine was stopped."
-        self._table.fail_all(self._why_dead)
-        self._desk.fail_all(self._why_dead)
+        self._end(STOPPED)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:

@@ -26,10 +26,11 @@ from typing import Any
 
 from engine import logs
 from engine.config import EngineOptions
+from engine.core import EngineCore
 from engine.errors import ConfigError
 from engine.logs import LogOptions
 from engine.process import frames
-from engine.process.loop import Add, Cancel, Core, EngineLoop, Quit
+from engine.process.loop import EngineLoop
 from engine.types import EngineInfo
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ GRACE_S = 2.0
 _RECEIVE_BYTES = 1 << 18
 _META_KERNELS = "torch._meta_registrations"
 
-Build = Callable[[EngineOptions, Callable[[int, int], None]], tuple[Core, EngineInfo]]
+Build = Callable[[EngineOptions, Callable[[int, int], None]], tuple[EngineCore, EngineInfo]]
 
 
 def main(descriptor: int, module: str) -> int:
@@ -162,7 +163,7 @@ class Link:
 
 
 class Reader:
-    """Turns the server's frames into the loop's commands. Frames that come before the loop wait."""
+    """Hands the server's frames to the loop. Those that come before there is one wait."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -174,7 +175,7 @@ class Reader:
         with self._lock:
             self._loop = loop
             for frame in self._waiting:
-                _apply(loop, frame)
+                loop.put(frame)
 
     def run(self) -> None:
         try:
@@ -190,25 +191,13 @@ class Reader:
             if self._loop is None:
                 self._waiting.append(frame)
             else:
-                _apply(self._loop, frame)
+                self._loop.put(frame)
 
     def _end(self) -> None:
         """Asks the loop to end and ends the process if it does not: it may be loading, or stuck."""
         self._take(frames.Shutdown())
         time.sleep(GRACE_S)
         os._exit(1)
-
-
-def _apply(loop: EngineLoop, frame: Any) -> None:
-    if isinstance(frame, frames.Submit):
-        ids = frames.unpack_ids(frame.prompt_ids)
-        loop.put(Add(frame.request_id, ids, frame.params, frame.scope, frame.explain))
-    elif isinstance(frame, frames.Abort):
-        loop.put(Cancel(frame.request_id, frame.index))
-    elif isinstance(frame, frames.Shutdown):
-        loop.put(Quit())
-    elif isinstance(frame, frames.Watch | frames.Question):
-        loop.put(frame)
 
 
 class Pulse:

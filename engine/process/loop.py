@@ -1,7 +1,7 @@
-"""The thread that owns an engine core: commands in, frames out, nothing else touches the core.
+"""The thread that owns an engine core: frames in, frames out, nothing else touches the core.
 
-Knows when to step, when to sleep and when to give up. Does not know processes or sockets: it reads commands
-from a queue and hands frames to a function. Questions about the cache are answered between two steps;
+Knows when to step, when to sleep and when to give up. Does not know processes or sockets: it reads frames
+from a queue and hands others to a function. Questions about the cache are answered between two steps;
 grammars are compiled beside them, and a request waits for its own.
 """
 
@@ -11,15 +11,16 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.errors import QuireError
-from engine.grammar import Grammars
 from engine.process import frames
 from engine.process.grammars import GrammarDesk
-from engine.types import EngineSnapshot, FinishReason, SamplingParams, TokenOutput
-from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
+from engine.types import EngineSnapshot, FinishReason, TokenOutput
+
+if TYPE_CHECKING:  # the server's process has no core, and starts sooner without
+    from engine.core import EngineCore
 
 log = logging.getLogger(__name__)
 
@@ -29,83 +30,14 @@ FRAME_INTERVAL_S = 0.2
 ANSWERS_S = 0.02
 
 
-class Core(Protocol):
-    """The part of EngineCore that is driven here."""
-
-    @property
-    def grammars(self) -> Grammars | None: ...
-
-    def add(
-        self,
-        request_id: str,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        scope: CacheScope = ...,
-        explain: bool = ...,
-    ) -> None: ...
-
-    def abort(self, request_id: str, index: int | None = None) -> None: ...
-
-    def fail(self, request_id: str | None, message: str) -> None: ...
-
-    def step(self) -> list[TokenOutput]: ...
-
-    @property
-    def has_work(self) -> bool: ...
-
-    def prepare(self) -> bool:
-        """Gets ready for later steps. Whether there was anything to do."""
-        ...
-
-    def snapshot(self) -> EngineSnapshot: ...
-
-    def probe(self, prompt_ids: Sequence[int], scope: CacheScope) -> CacheReport: ...
-
-    def cache_page(self, first_block: int, limit: int, state: str) -> CachePage: ...
-
-    def cache_block(self, block_id: int) -> BlockDetail | None: ...
-
-    def reset_prefix_cache(self) -> int: ...
-
-    def watch(self, on: bool) -> None:
-        """From now on, or no longer, remembers which blocks change, for `frame`."""
-        ...
-
-    @property
-    def pool_changed(self) -> bool:
-        """Whether the next frame would tell of any block."""
-        ...
-
-    def frame(self, full: bool) -> PoolFrame:
-        """All blocks, or those that changed since the frame before."""
-        ...
-
-
-class Add(NamedTuple):
-    request_id: str
-    prompt_ids: Sequence[int]
-    params: SamplingParams
-    scope: CacheScope = DEFAULT_SCOPE
-    explain: bool = False
-
-
-class Cancel(NamedTuple):
-    request_id: str
-    choice: int | None = None
-
-
-class Quit(NamedTuple):
-    pass
-
-
 class Compiled(NamedTuple):
     """The grammar that a request waited for is ready, or is none."""
 
-    add: Add
+    submit: frames.Submit
     problem: str | None
 
 
-Command = Add | Cancel | Quit | Compiled | frames.Question | frames.Watch
+Command = frames.ToEngine | Compiled
 Emit = Callable[[frames.Outputs | frames.Answer | frames.Pool], None]
 
 
@@ -117,12 +49,12 @@ class EngineLoop:
         busy_since: monotonic time at which the present step, or answer, began; 0.0 between them.
     """
 
-    def __init__(self, core: Core, emit: Emit) -> None:
+    def __init__(self, core: EngineCore, emit: Emit) -> None:
         self._core = core
         self._emit = emit
         self._camera = _Camera(core, emit)
         self._grammars = GrammarDesk(core.grammars)
-        self._waiting: dict[str, list[Cancel]] = {}  # requests whose grammar is compiled, what came meanwhile
+        self._waiting: dict[str, list[frames.Abort]] = {}  # for a grammar, and what came meanwhile
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._questions: deque[frames.Question] = deque()
         self._refused: list[TokenOutput] = []
@@ -158,7 +90,7 @@ class EngineLoop:
         self._grammars.close()
 
     def _take_commands(self) -> bool:
-        """Applies what was asked; waits for it if there is nothing else to do. False on Quit."""
+        """Applies what was asked; waits for it if there is nothing else to do. False on Shutdown."""
         try:
             if not self._core.has_work and not self._questions:
                 self._apply_or_quit(self._wait())
@@ -176,17 +108,17 @@ class EngineLoop:
         return self._inbox.get(timeout=self._camera.due_in_s())
 
     def _apply_or_quit(self, command: Command) -> None:
-        if isinstance(command, Quit):
+        if isinstance(command, frames.Shutdown):
             raise _QuitAsked
-        if isinstance(command, Add):
+        if isinstance(command, frames.Submit):
             self._add_when_ready(command)
         elif isinstance(command, Compiled):
             self._add_compiled(command)
-        elif isinstance(command, Cancel):
-            self._cancel(command)
+        elif isinstance(command, frames.Abort):
+            self._abort(command)
         elif isinstance(command, frames.Watch):
             self._camera.watch(command.on)
-        else:
+        elif isinstance(command, frames.Question):
             self._questions.append(command)
 
     def _answer_some(self) -> None:
@@ -199,7 +131,7 @@ class EngineLoop:
             if time.monotonic() - began_s >= ANSWERS_S:
                 break
 
-    def _add_when_ready(self, command: Add) -> None:
+    def _add_when_ready(self, command: frames.Submit) -> None:
         """A client has the grammar compiled before it submits, but it may be forgotten since."""
         grammar = command.params.grammar
         if grammar is None or not self._grammars.must_compile(grammar):
@@ -209,31 +141,32 @@ class EngineLoop:
         self._grammars.compile(grammar, lambda problem: self.put(Compiled(command, problem)))
 
     def _add_compiled(self, command: Compiled) -> None:
-        add, problem = command
-        cancels = self._waiting.pop(add.request_id)
+        submit, problem = command
+        aborts = self._waiting.pop(submit.request_id)
         if problem is not None:
-            self._refuse(add, problem)
+            self._refuse(submit, problem)
             return
-        self._add(add)
-        for cancel in cancels:
-            self._core.abort(cancel.request_id, cancel.choice)
+        self._add(submit)
+        for abort in aborts:
+            self._core.abort(abort.request_id, abort.index)
 
-    def _cancel(self, command: Cancel) -> None:
+    def _abort(self, command: frames.Abort) -> None:
         if command.request_id in self._waiting:
             self._waiting[command.request_id].append(command)
         else:
-            self._core.abort(command.request_id, command.choice)
+            self._core.abort(command.request_id, command.index)
 
-    def _add(self, command: Add) -> None:
+    def _add(self, command: frames.Submit) -> None:
         try:
-            self._core.add(*command)
+            ids = frames.unpack_ids(command.prompt_ids)
+            self._core.add(command.request_id, ids, command.params, command.scope, command.explain)
         except QuireError as error:
             self._refuse(command, str(error))
         except Exception:
             log.exception("a request could not be added")
             self._refuse(command, "The engine could not take this request.")
 
-    def _refuse(self, command: Add, message: str) -> None:
+    def _refuse(self, command: frames.Submit, message: str) -> None:
         """Every submitted choice ends in exactly one terminal output, also one that never began."""
         self._refused += (
             TokenOutput(command.request_id, index, None, FinishReason.ERROR, error=message)
@@ -279,7 +212,7 @@ class EngineLoop:
         return self._core.snapshot()
 
 
-def answer(core: Core, question: frames.Question) -> frames.Answer:
+def answer(core: EngineCore, question: frames.Question) -> frames.Answer:
     """Asks the core. Whatever goes wrong is the asker's alone."""
     number = question.number
     try:
@@ -307,7 +240,7 @@ class _Camera:
         stepped: a step was done since the last frame, so that what requests do has changed.
     """
 
-    def __init__(self, core: Core, emit: Emit) -> None:
+    def __init__(self, core: EngineCore, emit: Emit) -> None:
         self._core = core
         self._emit = emit
         self._watched = self._full = False

@@ -28,7 +28,7 @@ ANN, BOB = CacheScope("ann", b"a"), CacheScope("bob", b"b")
 
 
 @asynccontextmanager
-async def serving(core: loop.Core) -> AsyncIterator[InProcessClient]:
+async def serving(core: FakeCore | EngineCore) -> AsyncIterator[InProcessClient]:
     client = InProcessClient(core, INFO, ByteTokenizer())
     await client.start()
     try:

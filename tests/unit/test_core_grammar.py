@@ -17,7 +17,7 @@ from engine.errors import InvalidRequest
 from engine.grammar import Grammar, Matcher
 from engine.plan import StepPlan, TokenMasks
 from engine.process import frames
-from engine.process.loop import Add, Cancel, EngineLoop, Quit
+from engine.process.loop import EngineLoop
 from engine.types import FinishReason, SamplingParams
 from tests.helpers.engines import run
 from tests.helpers.fake_executor import VOCAB, FakeExecutor, Handle, make_config
@@ -214,8 +214,12 @@ class Running:
 
     def close(self) -> None:
         self.stairs.gate.set()
-        self.loop.put(Quit())
+        self.loop.put(frames.Shutdown())
         self.thread.join(10)
+
+
+def submit(request_id: str, prompt_ids: list[int], params: SamplingParams) -> frames.Submit:
+    return frames.Submit(request_id, frames.pack_ids(prompt_ids), params)
 
 
 @pytest.fixture
@@ -227,9 +231,9 @@ def running() -> Any:
 
 def test_others_go_on_while_a_grammar_is_compiled(running: Running) -> None:
     running.stairs.gate.clear()
-    running.loop.put(Add("held", [2, 3], SamplingParams(seed=1, max_tokens=40, grammar=HELD)))
+    running.loop.put(submit("held", [2, 3], SamplingParams(seed=1, max_tokens=40, grammar=HELD)))
     running.loop.put(frames.Compile(7, grammar.regex("more")))
-    running.loop.put(Add("free", [2, 3], SamplingParams(max_tokens=5)))
+    running.loop.put(submit("free", [2, 3], SamplingParams(max_tokens=5)))
     assert "held" not in running.until_ended("free")
     running.stairs.gate.set()
     assert running.until_ended("held") == {"held": FinishReason.STOP}
@@ -243,15 +247,15 @@ def test_compile_is_answered(running: Running) -> None:
 
 
 def test_a_bad_grammar_ends_all_choices_of_its_request(running: Running) -> None:
-    running.loop.put(Add("r", [2], SamplingParams(n=2, grammar=grammar.regex("bad"))))
+    running.loop.put(submit("r", [2], SamplingParams(n=2, grammar=grammar.regex("bad"))))
     assert running.until_ended("r") == {"r": FinishReason.ERROR}
 
 
 def test_cancelled_while_its_grammar_is_compiled(running: Running) -> None:
     running.stairs.gate.clear()
-    running.loop.put(Add("r", [2, 3], SamplingParams(seed=1, max_tokens=40, grammar=HELD)))
-    running.loop.put(Cancel("r"))
-    running.loop.put(Add("free", [2, 3], SamplingParams(max_tokens=2)))
+    running.loop.put(submit("r", [2, 3], SamplingParams(seed=1, max_tokens=40, grammar=HELD)))
+    running.loop.put(frames.Abort("r"))
+    running.loop.put(submit("free", [2, 3], SamplingParams(max_tokens=2)))
     running.until_ended("free")
     running.stairs.gate.set()
     assert running.until_ended("r") == {"r": FinishReason.ABORT}

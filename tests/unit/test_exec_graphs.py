@@ -19,7 +19,7 @@ from engine.exec.lanes import Lanes
 from engine.exec.rows import Rows
 from engine.plan import SequencePlan
 from engine.process import frames
-from engine.process.loop import EngineLoop, Quit
+from engine.process.loop import EngineLoop
 from engine.sample.sampler import PlainDraw
 from engine.types import SamplingParams, StepRun
 from kernels import api
@@ -209,7 +209,7 @@ def test_an_engine_without_work_captures_all_graphs(checkpoint: Path) -> None:
     thread = threading.Thread(target=loop.run)
     thread.start()
     assert done.wait(60)
-    loop.put(Quit())
+    loop.put(frames.Shutdown())
     thread.join(60)
     assert not thread.is_alive()
 
