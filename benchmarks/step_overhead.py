@@ -165,7 +165,6 @@ def longest_steps(tokens: int, rounds: int) -> dict[str, list[tuple[float, float
                 ended = any(output.request_id == name and output.finish_reason for output in outputs)
             longest.append((1e3 * max(c for c, _ in taken), 1e3 * max(t for _, t in taken)))
     gc.unfreeze()
-    core.check()
     return found
 
 

@@ -247,14 +247,6 @@ class EngineCore:
         self.scheduler.tick()
         return self.kv.pool.facts.frame(full, *self.scheduler.lanes())
 
-    def check(self) -> None:
-        """The full audit of blocks and rows, in time proportional to the pool: for tests and idle times.
-
-        Raises:
-            AssertionError: our own bug; the engine should not go on.
-        """
-        self.scheduler.check()
-
     def _execute(self, plan: StepPlan) -> None:
         self._executor.forward(plan)
         masks = self._masks(plan) if plan.constrained else None

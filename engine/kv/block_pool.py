@@ -140,9 +140,6 @@ class BlockPool:
             self._free.append(block_id)
             self.facts.freed([block_id], self.facts.cached)
 
-    def free_ids(self) -> Iterator[int]:
-        return iter(self._free)
-
     def idle_ids(self) -> Iterator[int]:
         """Idle blocks, the next to be evicted first."""
         return iter(self._idle)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from engine.stats import BUCKETS, Histogram
 from engine.views import Lane, PoolFrame
@@ -158,28 +158,6 @@ class BlockFacts:
             lanes_left_out=lanes_left_out,
         )
 
-    def check(self, free: Collection[int], idle: Collection[int]) -> None:
-        """Counts everything anew. Raises AssertionError: our own bug."""
-        in_use, cached = [0] * len(self.in_use), [0] * len(self.cached)
-        free, idle = {0, *free}, set(idle)
-        for block_id, tenant in enumerate(self.tenants):
-            hangs = self.parents[block_id] > 0
-            if block_id in free:
-                row = (self.owners, self.tenants, self.positions, self.taken_ds, self.idle_ds)
-                _ensure(not any(column[block_id] for column in row), f"free block {block_id} is somebody's")
-            elif block_id in idle:
-                cached[tenant] += 1
-            else:
-                in_use[tenant] += 1
-                _ensure(self.idle_ds[block_id] == 0, f"block {block_id} is not idle")
-            _ensure(not hangs or self.kept[block_id] == 1, f"block {block_id} has a parent unpublished")
-        _ensure((in_use, cached) == (self.in_use, self.cached), "the tenants' blocks are miscounted")
-
 
 def _zeros(like: array[int]) -> array[int]:
     return array("I", bytes(like.itemsize * len(like)))
-
-
-def _ensure(law: bool, broken: str) -> None:
-    if not law:
-        raise AssertionError(f"KV cache: {broken}")

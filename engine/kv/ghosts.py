@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from engine.views import WHATIF_SIZES, EvictionCause
 
@@ -35,14 +34,6 @@ _CAUSES = (None, *EvictionCause)  # of an idle one, None
 _CAUSE_OF = {cause: index for index, cause in enumerate(_CAUSES)}
 _ZONE_BITS = 4
 _ZONE = (1 << _ZONE_BITS) - 1
-
-
-class Ghost(NamedTuple):
-    """One entry, as the audit sees it. `zone`: the smallest size that has it, as in `Ghosts.zones`."""
-
-    key: int
-    zone: int
-    cause: EvictionCause | None
 
 
 class Ghosts:
@@ -77,12 +68,6 @@ class Ghosts:
 
     def __len__(self) -> int:
         return self._len
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory taken now."""
-        columns = (self._keys, self._older, self._newer, self._lost_at, self._table)
-        return sum(column.itemsize * len(column) for column in columns) + len(self._state)
 
     # ---- what happens to contents
 
@@ -156,37 +141,6 @@ class Ghosts:
         slot = self._find(hash(digest))
         cause = _CAUSES[self._state[slot] >> _ZONE_BITS] if slot else None
         return None if cause is None else (self._lost_at[slot] / TICKS_PER_S, cause)
-
-    def entries(self) -> Iterator[Ghost]:
-        """All of them, the last used first."""
-        slot = self._older[_RING]
-        while slot:
-            if slot >= self._first:
-                state = self._state[slot]
-                yield Ghost(self._keys[slot], state & _ZONE, _CAUSES[state >> _ZONE_BITS])
-            slot = self._older[slot]
-
-    def check(self) -> None:
-        """Verifies ring, marks, counts and table against each other.
-
-        Raises:
-            AssertionError: naming what does not add up.
-        """
-        counts, zone, before, slot = [0] * (self.nowhere + 1), 0, _RING, self._older[_RING]
-        while slot:
-            _ensure(self._newer[slot] == before, "the ring is broken")
-            if slot < self._first:
-                _ensure(slot == zone + 1, "the marks are out of order")
-                zone += 1
-            else:
-                _ensure(self._state[slot] & _ZONE == zone, "an entry is in another zone than it says")
-                _ensure(self._find(self._keys[slot]) == slot, "an entry is not found")
-                counts[zone] += 1
-            before, slot = slot, self._older[slot]
-        _ensure(zone == self.nowhere and self._newer[_RING] == before, "a mark is lost")
-        _ensure(counts == self._in_zone and sum(counts) == self._len, "the counts are wrong")
-        _ensure(self._len <= self.limit, "there are too many entries")
-        _ensure(sum(map(bool, self._table)) == self._len, "the table has other entries than the ring")
 
     # ---- the ring
 
@@ -272,8 +226,3 @@ class Ghosts:
         table[gap] = 0
         self._older[slot], self._free = self._free, slot
         self._len -= 1
-
-
-def _ensure(law: bool, broken: str) -> None:
-    if not law:
-        raise AssertionError(f"ghosts: {broken}")

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from engine.config import CacheConfig
-from engine.kv import audit
 from engine.kv.block_pool import BlockPool
 from engine.kv.counts import CacheCounts
 from engine.kv.explain import Explainer, whatif_hits
@@ -302,15 +301,6 @@ class KVManager:
             if self.pool.ref(block_id) == len(requests) and not self.pool.is_kept(block_id):
                 held -= (len(requests[0].block_ids) + 1) * size - requests[0].computed
         return held
-
-    def check(self, requests: Iterable[Request]) -> None:
-        """Verifies the conservation law over all live requests.
-
-        Raises:
-            AssertionError: naming what does not add up; our own bug.
-        """
-        held = [block_id for leaving in self._leaving for block_id in leaving.block_ids]
-        audit.check(self.pool, self.prefix, self.ghosts, self.block_size, list(requests), held)
 
     def _grant(self, wanted: int) -> int:
         granted = max(min(wanted, self._allowance), 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, ItemsView, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from typing import NamedTuple
@@ -185,9 +185,6 @@ class PrefixCache:
         joined = (child for child in self.tree.children(key.digest) if self.parent_of(child) == block_id)
         return tuple(islice(joined, most))
 
-    def entries(self) -> ItemsView[bytes, Entry]:
-        return self._entries.items()
-
     def has_digest(self, digest: bytes) -> bool:
         """Whether a block of that digest is published; for statistics, tokens are not compared."""
         return digest in self._entries
@@ -207,11 +204,8 @@ class PrefixCache:
         """On whose account a published block was computed."""
         return self._entries[self._key_of[block_id].digest].tenant
 
-    def content(self, request: Request, index: int) -> bytes:
-        """The bytes a block is known by. The first block's start with the salt: all else depends on it."""
-        return self._contents(request, index, index + 1)[0]
-
     def _contents(self, request: Request, first: int, end: int) -> list[bytes]:
+        """The bytes blocks are known by. The first block's start with the salt: all else depends on it."""
         tokens = array("I", request.token_ids[first * self._block_size : end * self._block_size]).tobytes()
         size = 4 * self._block_size
         contents = [tokens[at : at + size] for at in range(0, len(tokens), size)]

@@ -80,22 +80,11 @@ class PrefixTree:
             yield block_id
             block_id = self._older[block_id]
 
-    def places(self) -> Iterator[Place]:
-        """Where anything hangs."""
-        return iter(self._newest)
-
-    def has_salt(self, tenant: str, tokens: bytes, salt: bytes) -> bool:
-        """Whether the tenant published a first block of these tokens under the salt."""
-        return salt in self._salts.get((tenant, tokens), ())
-
     def has_other_salt(self, tenant: str, tokens: bytes, salt: bytes) -> bool:
-        """Whether it did so under another one. O(1): there may be a salt for each of its users."""
+        """Whether the tenant published a first block of these tokens under another salt. O(1): there may be
+        one for each of its users."""
         salts = self._salts.get((tenant, tokens), ())
         return len(salts) > (salt in salts)
-
-    def num_salts(self) -> int:
-        """How many first blocks the index of salts has."""
-        return sum(map(len, self._salts.values()))
 
     def split(self, key: BlockKey) -> tuple[bytes, bytes]:
         """A first block's salt and its tokens."""

@@ -10,7 +10,7 @@ waiting ----------------> running -----------------------> gone
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from engine.kv.manager import KVManager, PrefixHit
 from engine.request import Request, Status
@@ -81,16 +81,6 @@ class Roster:
             self.waiting.remove(request)
         self._vacate(request)
         request.status = Status.FINISHED
-
-    def check(self, choices: Sequence[Request]) -> None:
-        """Raises AssertionError where rows or places do not add up with the live choices."""
-        rows = sorted([*self._free_rows, *(choice.row for choice in choices if choice.row >= 0)])
-        if rows != list(range(self._num_rows)):
-            raise AssertionError(f"rows: each must be free or used once, found {rows}")
-        behind = [follower for choice in choices for follower in choice.followers]
-        placed = [*self.running, *self.waiting, *behind]
-        if len(placed) != len(choices) or set(placed) != set(choices):
-            raise AssertionError("a live choice is nowhere, or twice, or a finished one still has a place")
 
     def _vacate(self, request: Request) -> None:
         """Gives blocks and rows back, also the rows kept for followers not forked yet."""

@@ -101,10 +101,6 @@ class Scheduler:
         """Choices not running yet, or not any more."""
         return self._ledger.num_live - len(self.roster.running)
 
-    def choices(self) -> list[Request]:
-        """All live choices."""
-        return list(self._ledger.all_choices())
-
     def lanes(self) -> tuple[tuple[Lane, ...], int]:
         """What the choices do, for somebody who looks on; and how many more there are."""
         return lanes(self.roster.running, self.roster.waiting, self._ledger.num_live, self.tally.now_s)
@@ -149,12 +145,6 @@ class Scheduler:
     def take_outputs(self) -> list[TokenOutput]:
         """What was said since the last call."""
         return self._ledger.take_outputs()
-
-    def check(self) -> None:
-        """Verifies the KV cache's conservation law and the rows. Raises AssertionError: our own bug."""
-        choices = self.choices()
-        self.kv.check(choices)
-        self.roster.check(choices)
 
     def tick(self) -> None:
         """Whatever happens until the next tick happens now."""

@@ -17,6 +17,7 @@ from engine.client import ProcessClient
 from engine.config import EngineOptions
 from engine.types import EngineInfo, EngineSnapshot
 from server import cli, serving
+from tests.helpers.audit import check_core
 
 
 class CheckedCore:
@@ -30,7 +31,7 @@ class CheckedCore:
         return getattr(self._core, name)
 
     def snapshot(self) -> EngineSnapshot:
-        self._core.check()
+        check_core(self._core)
         snapshot: EngineSnapshot = self._core.snapshot()
         pool = self._core.kv.pool
         states = [

@@ -20,6 +20,7 @@ from engine.embedding import Pooling, PoolingKind
 from engine.errors import ContextTooLong, InvalidRequest
 from engine.llm import LLM
 from engine.types import FinishReason, SamplingParams
+from tests.helpers.audit import check_core
 from tests.helpers.checkpoints import ALL_CONFIGS, make_checkpoint, reference_embedding, reference_generate
 from tests.helpers.engines import Stream, make_core, run
 
@@ -93,7 +94,7 @@ def test_in_chunks_beside_decodes(llama: Path, kind: PoolingKind, steps_ahead: i
     for name in PROMPTS:
         assert_same(streams[name, 0], expected(llama, name, kind))
         assert_same(streams[f"{name}-again", 0], expected(llama, name, kind))
-    core.check()
+    check_core(core)
 
 
 @pytest.mark.parametrize("kind", PoolingKind)
@@ -168,7 +169,7 @@ def test_aborting_gives_everything_back(llama: Path) -> None:
     core.abort("r")
     outputs = [output for _ in range(3) for output in core.step()]
     assert [(o.finish_reason, o.embedding) for o in outputs] == [(FinishReason.ABORT, None)]
-    core.check()
+    check_core(core)
     again = run(core, [("again", PROMPTS["short"], asks(PoolingKind.MEAN))])["again", 0]
     assert_same(again, expected(llama, "short", PoolingKind.MEAN))
 

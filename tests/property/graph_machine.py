@@ -22,6 +22,7 @@ from engine.core import EngineCore
 from engine.grammar import Grammar, Matcher
 from engine.plan import StepPlan
 from engine.types import SamplingParams
+from tests.helpers.audit import check_core
 from tests.helpers.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.helpers.engines import make_core
 from tests.helpers.fake_graphs import FakeGraphs
@@ -135,7 +136,7 @@ class GraphMachine(RuleBasedStateMachine):
     def add(self, prompt: list[int], chosen: dict[str, Any], pick: int) -> None:
         extra = self.extras[pick % len(self.extras)]
         params = SamplingParams(**{**chosen, **extra, "n": min(chosen["n"], self.most)})
-        if len(self.graphed.scheduler.choices()) > 12:
+        if self.graphed.scheduler._ledger.num_live > 12:
             return
         for core in self.cores():
             core.add(str(self.requests), prompt, params)
@@ -188,7 +189,7 @@ class GraphMachine(RuleBasedStateMachine):
         said, expected = ([output._replace(queued_s=None) for output in core.step()] for core in self.cores())
         assert said == expected
         for core in self.cores():
-            core.check()
+            check_core(core)
 
     def teardown(self) -> None:
         while self.graphed.has_work:

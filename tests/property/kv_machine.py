@@ -14,6 +14,7 @@ from engine.kv.prefix import sha256_digest
 from engine.request import Request, Status
 from engine.types import SamplingParams
 from engine.views import CacheReport, CacheScope, EvictionCause, MissReason
+from tests.helpers.audit import check_kv, list_ghosts
 from tests.property.naive_kv import NaiveKV
 from tests.property.runs import steps_taken
 
@@ -193,9 +194,9 @@ class KVMachine(RuleBasedStateMachine):
             tokens += [2, 3]
         elif question % 3 == 2:
             tokens[question % len(tokens)] ^= 1
-        before = list(self.kv.ghosts.entries()), dict(self.kv.counts.misses)
+        before = list_ghosts(self.kv.ghosts), dict(self.kv.counts.misses)
         report = self.kv.probe(tokens, SCOPES[scope])
-        assert before == (list(self.kv.ghosts.entries()), self.kv.counts.misses), "a probe leaves no trace"
+        assert before == (list_ghosts(self.kv.ghosts), self.kv.counts.misses), "a probe leaves no trace"
         self.judge(report, tokens, SCOPES[scope])
 
     @precondition(lambda self: self.naive.published)
@@ -215,7 +216,7 @@ class KVMachine(RuleBasedStateMachine):
 
     @invariant()
     def law_holds(self) -> None:
-        self.kv.check(self.live)
+        check_kv(self.kv, self.live)
         self.naive.compare()
         for request in self.started():
             self.naive.read_back(request)

@@ -15,6 +15,7 @@ from engine.kv.manager import BLOCKS_PER_STEP
 from engine.request import Request, Status
 from engine.types import EngineSnapshot, SamplingParams
 from engine.views import CacheScope
+from tests.helpers.audit import check_core
 from tests.helpers.fake_executor import FakeExecutor, make_config
 from tests.helpers.viewer import Viewer
 from tests.property.choices import Choice
@@ -219,7 +220,7 @@ class SchedMachine(RuleBasedStateMachine):
 
     @invariant()
     def law_holds(self) -> None:
-        self.core.check()
+        check_core(self.core)
         snapshot = self.core.snapshot()
         assert snapshot.blocks_in_use + snapshot.blocks_cached + snapshot.blocks_free == snapshot.blocks_total
         page = self.core.cache_page(limit=snapshot.blocks_total)
@@ -306,4 +307,4 @@ class SchedMachine(RuleBasedStateMachine):
         if had_work and in_flight == 0 and not outputs and not self.in_pieces():
             assert self.executor.steps > launched, "work, and nothing was done"
         if self.core.scheduler.kv.pool.num_in_use:
-            self.core.check()
+            check_core(self.core)

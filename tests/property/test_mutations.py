@@ -132,16 +132,16 @@ def the_hash_ignores_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are known by their own tokens alone, wherever they stand."""
 
     def key(self: PrefixCache, request: Request, index: int) -> BlockKey:
-        content = self.content(request, index)
+        [content] = self._contents(request, index, index + 1)
         return BlockKey(self._digest(content), content, None)
 
     def hash_all(self: PrefixCache, request: Request, end: int) -> None:
         keys = request.block_keys
         keys += [key(self, request, index) for index in range(len(keys), end)]
 
-    def find(self: PrefixCache, request: Request, max_blocks: int) -> list[int]:
+    def find(self: PrefixCache, request: Request, first: int, end: int) -> list[int]:
         found = []
-        for index in range(max_blocks):
+        for index in range(first, end):
             entry = self._entries.get(key(self, request, index).digest)
             if entry is None:
                 break

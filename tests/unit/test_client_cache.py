@@ -18,6 +18,7 @@ from engine.errors import ContextTooLong, EngineDead, InvalidRequest, RequestFai
 from engine.process import frames, loop
 from engine.types import SamplingParams, TokenEvent
 from engine.views import CacheReport, CacheScope, MissReason, PoolFrame
+from tests.helpers.audit import check_core
 from tests.helpers.fake_engine import INFO, ByteTokenizer, FakeCore
 from tests.helpers.fake_executor import FakeExecutor, make_config
 from tests.helpers.viewer import Viewer, numbers
@@ -58,7 +59,7 @@ def run_real(test: Callable[[InProcessClient, EngineCore], Awaitable[None]], **o
         async with serving(core) as client:
             await test(client, core)
             await client.stop()
-        core.check()
+        check_core(core)
 
     asyncio.run(main())
 

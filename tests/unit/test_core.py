@@ -13,6 +13,7 @@ from engine.sched import show
 from engine.stats import BUCKETS
 from engine.types import FinishReason, SamplingParams, TokenOutput
 from engine.views import BlockDetail, BlockView, CacheReport, CacheScope, EvictionCause, MissReason
+from tests.helpers.audit import check_core
 from tests.helpers.fake_executor import FakeExecutor, draw, expected_choice, make_config
 
 STEADY = SamplingParams(seed=1, max_tokens=6, ignore_eos=True)
@@ -28,7 +29,7 @@ def finish(core: EngineCore) -> list[TokenOutput]:
     outputs: list[TokenOutput] = []
     while core.has_work:
         outputs += core.step()
-        core.check()
+        check_core(core)
     return outputs
 
 
@@ -119,7 +120,7 @@ class TestExecutorFailure:
                 for _ in range(3):
                     outputs += core.step()
             assert core.kv.pool.num_in_use == 0 and core.snapshot().running == 0, f"turn {turn}"
-            core.check()
+            check_core(core)
         outputs += finish(core)
         for name, index, prompt, params in (
             ("a", 0, list(range(2, 12)), STEADY),

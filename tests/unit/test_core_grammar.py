@@ -19,6 +19,7 @@ from engine.plan import StepPlan, TokenMasks
 from engine.process import frames
 from engine.process.loop import EngineLoop
 from engine.types import FinishReason, SamplingParams
+from tests.helpers.audit import check_core
 from tests.helpers.engines import run
 from tests.helpers.fake_executor import VOCAB, FakeExecutor, Handle, make_config
 
@@ -105,7 +106,7 @@ def test_every_choice_climbs(ahead: int, blocks: int) -> None:
         key: s.token_ids for key, s in alone.items()
     }
     assert (core.snapshot().preemptions > 0) == (blocks == 14)
-    core.check()
+    check_core(core)
 
 
 class Watching(FakeExecutor):

@@ -18,6 +18,7 @@ from engine.kv.manager import KVManager
 from engine.request import Request, Status
 from engine.types import SamplingParams
 from engine.views import CacheReport, CacheScope, EvictionCause, MissReason
+from tests.helpers.audit import list_ghosts
 
 P = 4
 OURS = CacheScope("ours", b"salt")
@@ -57,9 +58,9 @@ def counted(kv: KVManager) -> dict[str, Any]:
 
 def ask(kv: KVManager, tokens: Sequence[int], scope: CacheScope = OURS) -> CacheReport:
     """The report of a request and of a probe, which must agree; only the request is counted."""
-    before, remembered = counted(kv), list(kv.ghosts.entries())
+    before, remembered = counted(kv), list_ghosts(kv.ghosts)
     probed = kv.probe(tokens, scope)
-    assert counted(kv) == before and list(kv.ghosts.entries()) == remembered, "a probe leaves no trace"
+    assert counted(kv) == before and list_ghosts(kv.ghosts) == remembered, "a probe leaves no trace"
     request = Request("r", tokens, SamplingParams(), scope=scope, explain=True)
     report = kv.account(request, kv.match(request))
     assert report == probed

@@ -10,6 +10,7 @@ from engine.kv.manager import KVManager
 from engine.request import Request, Status
 from engine.types import SamplingParams
 from engine.views import CacheScope
+from tests.helpers.audit import check_facts, check_kv
 from tests.helpers.viewer import Viewer, numbers
 
 P = 4
@@ -57,7 +58,7 @@ def test_a_block_is_its_takers_until_it_is_free() -> None:
     for block_id in (first, second):
         columns = (facts.owners, facts.tenants, facts.positions, facts.taken_ds, facts.idle_ds)
         assert not any(column[block_id] for column in columns)
-    facts.check(list(pool.free_ids()), list(pool.idle_ids()))
+    check_facts(pool)
 
 
 def test_a_blocks_account_moves_when_another_tenant_evicts_it() -> None:
@@ -104,7 +105,7 @@ def test_a_prefix_is_shared_on_the_account_of_who_took_it() -> None:
     facts = kv.pool.facts
     assert [facts.owners[block_id] for block_id in second.block_ids] == [1, 1, 2]
     assert [facts.in_use[facts.tenant(name)] for name in ("ann", "bob")] == [2, 1]
-    kv.check([first, second])
+    check_kv(kv, [first, second])
 
 
 def test_parents_come_and_go_with_the_blocks_before() -> None:
@@ -130,7 +131,7 @@ def test_the_law_names_what_does_not_add_up() -> None:
     pool.take(1, 5, pool.facts.tenant("ann"))
     pool.facts.in_use[0] += 1
     with pytest.raises(AssertionError, match="miscounted"):
-        pool.facts.check(list(pool.free_ids()), [])
+        check_facts(pool)
 
 
 class TestFrames:

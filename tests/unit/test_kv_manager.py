@@ -16,6 +16,7 @@ from engine.kv.spec import KVSpec
 from engine.request import Request, Status
 from engine.types import SamplingParams
 from engine.views import CacheScope, EvictionCause
+from tests.helpers.audit import check_kv
 
 P = 4
 
@@ -55,7 +56,7 @@ class TestMatch:
         assert hit.block_ids == tuple(first.block_ids[:2]) and hit.tokens == 8 and hit.idle_blocks == 0
         run_prompt(kv, second)
         assert kv.pool.num_shared == 2
-        kv.check([first, second])
+        check_kv(kv, [first, second])
 
     @pytest.mark.parametrize(("length", "cached"), [(4, 0), (5, 4), (8, 4), (9, 8)])
     def test_the_last_token_is_always_left_to_compute(self, length: int, cached: int) -> None:
@@ -105,7 +106,7 @@ class TestMatch:
         kv.reserve(twin, 12)  # computed beside the first, not from the cache
         twin.computed = twin.confirmed = 12
         kv.commit(twin)
-        kv.check([first, twin])
+        check_kv(kv, [first, twin])
         assert kv.match(make_request([*range(8), 50, 51, 52, 53, 0])).tokens == 12
         release(kv, first)
         thief = make_request([70, 71, 72])
@@ -115,7 +116,7 @@ class TestMatch:
         release(kv, thief2)
         again = run_prompt(kv, make_request(range(8)))
         assert kv.match(make_request([*range(8), 50, 51, 52, 53, 0])).tokens == 12
-        kv.check([twin, thief, again])
+        check_kv(kv, [twin, thief, again])
 
 
 class TestForgedHashes:
@@ -125,7 +126,7 @@ class TestForgedHashes:
         assert kv.match(make_request([9, 9, 9, 9, 9])).tokens == 0
         assert kv.match(make_request(range(5), salt=b"x")).tokens == 0
         assert kv.match(make_request(range(9))).tokens == 4  # the one block that got the digest
-        kv.check([first])
+        check_kv(kv, [first])
 
     def test_equal_tokens_under_a_colliding_parent_do_not_hit(self) -> None:
         """The child's own tokens are equal, its digest is equal; what came before is not."""
@@ -140,7 +141,7 @@ class TestForgedHashes:
         kv.pool.forget(parent)
         second = run_prompt(kv, make_request([2, 2, 2, 2, 0]))
         assert kv.match(make_request([2, 2, 2, 2, 7, 7, 7, 7, 0])).tokens == 4
-        kv.check([second])
+        check_kv(kv, [second])
 
 
 class TestReserve:
@@ -184,7 +185,7 @@ class TestCommit:
         kv.commit(one)
         kv.commit(two)
         assert kv.match(make_request(range(5))).block_ids == (one.block_ids[0],)
-        kv.check([one, two])
+        check_kv(kv, [one, two])
         release(kv, two)
         assert kv.pool.num_idle == 0, "a duplicate is not kept"
 
@@ -210,7 +211,7 @@ class TestCommit:
         first, second = run_prompt(kv, make_request(range(9))), run_prompt(kv, make_request([5] * 9))
         release(kv, first)
         kv.reset_prefix_cache()
-        kv.check([second])
+        check_kv(kv, [second])
         assert kv.match(make_request(range(9))).tokens == kv.match(make_request([5] * 9)).tokens == 0
         assert kv.pool.num_idle == 0
         release(kv, second)
@@ -223,7 +224,7 @@ class TestFork:
         follower = make_request(range(prompt_len))
         kv.fork(leader, follower)
         follower.status = Status.RUNNING
-        kv.check([leader, follower])
+        check_kv(kv, [leader, follower])
         return leader, follower
 
     @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ class TestFork:
         assert kv.take_copy(follower) == ((leader.block_ids[shared], new[0]) if copies else None)
         assert kv.take_copy(follower) is None
         follower.started, follower.computed = True, prompt_len
-        kv.check([leader, follower])
+        check_kv(kv, [leader, follower])
 
     def test_the_source_is_held_until_it_is_copied(self) -> None:
         kv = make_kv()
@@ -250,7 +251,7 @@ class TestFork:
         other.status = Status.RUNNING
         source = leader.block_ids[2]
         release(kv, leader)
-        kv.check([follower, other])
+        check_kv(kv, [follower, other])
         new = kv.reserve(follower, 10)
         assert new is not None and kv.take_copy(follower) == (source, new[0])
         assert kv.pool.ref(source) == 1
@@ -266,14 +267,14 @@ class TestFork:
         assert follower.block_ids[2] == source and kv.take_copy(follower) is None
         assert not kv.pool.is_kept(source), "it will be written to"
         follower.started, follower.computed = True, 12
-        kv.check([follower])
+        check_kv(kv, [follower])
 
     def test_a_follower_that_never_ran_gives_all_back(self) -> None:
         kv = make_kv()
         leader, follower = self.forked(kv, 10)
         release(kv, follower)
         release(kv, leader)
-        kv.check([])
+        check_kv(kv, [])
         assert kv.pool.num_in_use == 0
 
 
@@ -281,12 +282,12 @@ class TestCheck:
     def test_it_names_what_does_not_add_up(self) -> None:
         kv = make_kv()
         request = run_prompt(kv, make_request(range(6)))
-        kv.check([request])
+        check_kv(kv, [request])
         with pytest.raises(AssertionError, match="not the pool"):
-            kv.check([])
+            check_kv(kv, [])
         kv.pool.share([request.block_ids[0]])
         with pytest.raises(AssertionError, match="2 refs, 1 holders"):
-            kv.check([request])
+            check_kv(kv, [request])
 
     def test_tokens_held_counts_shared_blocks_once(self) -> None:
         kv = make_kv()

@@ -18,6 +18,7 @@ from engine.plan import StepPlan, StepResult, TokenMasks
 from engine.request import Request, Status
 from engine.types import SamplingParams
 from engine.views import WHATIF_SIZES
+from tests.helpers.audit import check_core, check_kv
 from tests.helpers.fake_executor import make_config
 
 P = 16
@@ -89,7 +90,7 @@ class Replay:
                     running.remove(lane)
                     if (following := next(waiting, None)) is not None:
                         running.append(self.life(following[1], following[0]))
-        self.kv.check([])
+        check_kv(self.kv, [])
 
     def life(self, turn: Turn, index: int) -> Iterator[bool]:
         kv = self.kv
@@ -115,7 +116,7 @@ class Replay:
             kv.commit(request)
             yield True
         if index % 64 == 0:
-            kv.check(self.live)
+            check_kv(kv, self.live)
         kv.release(request)
         self.live.remove(request)
 
@@ -173,7 +174,7 @@ def serve(trace: list[Turn], blocks: int, steps_between: int) -> CacheCounts:
             core.step()
     while core.has_work:
         core.step()
-    core.check()
+    check_core(core)
     return core.kv.counts
 
 

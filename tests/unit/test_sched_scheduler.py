@@ -10,6 +10,7 @@ from engine.core import EngineCore
 from engine.errors import InvalidRequest, Overloaded
 from engine.plan import StepPlan
 from engine.types import FinishReason, SamplingParams, TokenOutput
+from tests.helpers.audit import check_core
 from tests.helpers.fake_executor import FakeExecutor, Handle, draw, expected_choice, make_config
 
 STEADY = SamplingParams(seed=1, max_tokens=6, ignore_eos=True)
@@ -39,7 +40,7 @@ def finish(core: EngineCore) -> list[TokenOutput]:
         if not core.has_work:
             return outputs
         outputs += core.step()
-        core.check()
+        check_core(core)
     raise AssertionError("no end")
 
 
@@ -173,12 +174,12 @@ class TestLongPrompts:
         brief = SamplingParams(max_tokens=1, ignore_eos=True)
         core.add("long", range(2, 24), brief)
         while not any(output.finish_reason for output in core.step()):
-            core.check()
+            check_core(core)
         seen = []
         while core.has_work:
             seen.append((core.kv.pool.num_in_use, len(core.kv.prefix)))
             core.step()
-            core.check()
+            check_core(core)
         assert seen == [(6, 2), (6, 4), (5, 5), (3, 5), (1, 5)]
         assert core.kv.pool.num_in_use == 0 and core.kv.pool.num_idle == 5
 
@@ -269,7 +270,7 @@ class TestPreemption:
         while core.has_work:
             oldest = oldest or next(iter(core.scheduler.running), None)
             outputs += core.step()
-            core.check()
+            check_core(core)
         assert oldest is not None and oldest.preemptions == 0
         assert core.snapshot().preemptions >= 1
         assert tokens(outputs, "old") == expected_choice([2, 3], params, 0, 8).token_ids
@@ -326,10 +327,10 @@ class TestPreemption:
 class TestCheck:
     def test_rows_are_audited_too(self) -> None:
         core, _ = make()
-        core.check()
+        check_core(core)
         core.scheduler.roster._free_rows.pop()
         with pytest.raises(AssertionError, match="rows"):
-            core.check()
+            check_core(core)
 
     def test_nobody_stays_behind_after_his_end(self) -> None:
         core, _ = make()
@@ -338,7 +339,7 @@ class TestCheck:
         finish(core)
         core.scheduler.roster.waiting.push(request)
         with pytest.raises(AssertionError, match="still has a place"):
-            core.check()
+            check_core(core)
 
 
 class TestChoices:
@@ -391,7 +392,7 @@ class TestChoices:
         core.step()
         core.abort("r", 1)
         core.add("other", [2], SamplingParams(max_tokens=1))
-        core.check()
+        check_core(core)
         for _ in range(3):
             core.step()
         assert core.snapshot().running + core.snapshot().requests_finished["length"] == 2
@@ -446,7 +447,7 @@ class TestEnds:
         core.add("waiting", range(2, 12), SamplingParams(n=2, max_tokens=3))
         for request_id in ("running", "waiting", "unknown"):
             core.abort(request_id)
-            core.check()
+            check_core(core)
         assert core.kv.pool.num_in_use == 0 and core.has_work
         outputs = finish(core)
         assert sorted((o.request_id, o.index) for o in outputs) == [
