@@ -37,7 +37,6 @@ class BlockPool:
     def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
         self.num_blocks = num_blocks - 1
         self.num_shared = 0
-        self.evictions = 0
         self._on_evict = on_evict
         self._refs = array("I", bytes(4 * num_blocks))
         self._kept = bytearray(num_blocks)  # 1: has content worth keeping at ref 0
@@ -147,7 +146,6 @@ class BlockPool:
     def _evict(self) -> int:
         block_id, _ = self._idle.popitem(last=False)
         self._kept[block_id] = 0
-        self.evictions += 1
         self._on_evict(block_id)
         self.facts.evicted(block_id)
         return block_id

@@ -98,10 +98,6 @@ class KVManager:
         """Evicted contents that are remembered."""
         return len(self.ghosts) - self.pool.num_idle
 
-    def can_ever_fit(self, tokens: int) -> bool:
-        """Whether one request of that many tokens fits the pool when it is alone."""
-        return tokens <= self.capacity_tokens
-
     def reads_prefix(self, request: Request) -> bool:
         """Prompt logprobs, and some embeddings, need every prompt token computed."""
         pooling = request.params.pooling
@@ -277,14 +273,6 @@ class KVManager:
             self._lost(key.digest, EvictionCause.RESET)
         self.ghosts.emptied()
 
-    def parent(self, block_id: int) -> int:
-        """The published block with the tokens before a published block's; 0 where there is none."""
-        return self.prefix.parent_of(block_id)
-
-    def children(self, block_id: int, most: int | None = None) -> tuple[int, ...]:
-        """The published blocks that go on from a published one, the newest first; `most`: of them."""
-        return self.prefix.children_of(block_id, most)
-
     def tokens_held(self, running: Iterable[Request]) -> int:
         """Tokens in the blocks in use, shared ones counted once: full blocks less the tails' empty room."""
         size = self.block_size
@@ -330,7 +318,7 @@ class KVManager:
 
     def _inherit(self, request: Request) -> None:
         """Nobody else is left to read the tail block: the last one needs no copy of it. This also
-        guarantees that a lone request never needs more blocks than `can_ever_fit` counted."""
+        guarantees that a lone request never needs more blocks than its size was checked by."""
         assert request.copy_source is not None
         if self.pool.is_kept(request.copy_source):
             self._forget(request.copy_source, EvictionCause.RECLAIMED)

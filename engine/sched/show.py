@@ -63,7 +63,8 @@ class Showcase:
             return None
         holders = self._holders(live, [block_id]).get(block_id, ())
         view = self._view(block_id, holders)
-        return BlockDetail(view, self._token_ids(view, holders), self._kv.children(block_id, MAX_CHILDREN))
+        children = self._kv.prefix.children_of(block_id, MAX_CHILDREN)
+        return BlockDetail(view, self._token_ids(view, holders), children)
 
     def _state(self, block_id: int) -> str:
         refs = self._kv.pool.ref(block_id)

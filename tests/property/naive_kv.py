@@ -238,7 +238,7 @@ class NaiveKV:
         assert list(pool.idle_ids()) == self.idle
         assert pool.num_in_use == len(set(self.held))
         assert pool.num_shared == sum(self.held.count(block_id) > 1 for block_id in set(self.held))
-        assert pool.evictions == self.evictions
+        assert self.kv.counts.evicted["capacity"] == self.evictions
         assert len(self.kv.prefix) == len(self.published)
         ghosts = self.kv.ghosts
         if self.exact:

@@ -443,8 +443,8 @@ class TestViews:
         assert head.holders == ("1", "2") and core.kv.pool.ref(head.block_id) == 6
         detail = core.cache_block(head.block_id)
         assert detail is not None and detail.block == head
-        assert detail.children == core.kv.children(head.block_id)[:2]
-        assert len(core.kv.children(head.block_id)) == 3
+        assert detail.children == core.kv.prefix.children_of(head.block_id)[:2]
+        assert len(core.kv.prefix.children_of(head.block_id)) == 3
 
     def test_a_leaked_block_can_be_looked_at(self) -> None:
         core, _ = make()

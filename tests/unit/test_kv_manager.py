@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 import engine.kv.page_table
-import engine.kv.spec
 from engine.config import CacheConfig
 from engine.kv.manager import KVManager
 from engine.kv.prefix import Digest, sha256_digest
-from engine.kv.spec import KVSpec
 from engine.request import Request, Status
 from engine.types import SamplingParams
 from engine.views import CacheScope, EvictionCause
@@ -161,17 +159,13 @@ class TestReserve:
         assert kv.reserve(request, 4) == ()
         assert len(kv.reserve(request, 9) or ()) == 2
 
-    def test_can_ever_fit_counts_the_whole_pool(self) -> None:
-        kv = make_kv(blocks=3)
-        assert kv.can_ever_fit(12) and not kv.can_ever_fit(13)
-
     def test_the_tail_of_a_chain_is_evicted_before_its_head(self) -> None:
         kv = make_kv(blocks=3)
         first = run_prompt(kv, make_request(range(12)))
         release(kv, first)
         run_prompt(kv, make_request([90]))
         assert kv.match(make_request(range(12))).tokens == 8
-        assert kv.pool.evictions == 1
+        assert kv.counts.evicted["capacity"] == 1
 
 
 class TestCommit:
@@ -305,14 +299,6 @@ class TestCheck:
         assert kv.tokens_held(followers) == 9, "one token of the prompt is computed again"
 
 
-def test_spec_counts_bytes() -> None:
-    spec = KVSpec(layers=2, kv_heads=3, head_dim=8, dtype_bytes=2)
-    assert spec.bytes_per_token == 2 * 2 * 3 * 8 * 2
-    assert spec.bytes_per_block(16) == 16 * spec.bytes_per_token
-    assert spec.blocks_in(3 * spec.bytes_per_block(16) + 5, 16) == 3
-
-
-@pytest.mark.parametrize("module", [engine.kv.page_table, engine.kv.spec])
-def test_examples_in_docstrings(module: object) -> None:
-    result = doctest.testmod(module)  # type: ignore[arg-type]
+def test_examples_in_docstrings() -> None:
+    result = doctest.testmod(engine.kv.page_table)
     assert result.attempted and not result.failed
