@@ -24,6 +24,7 @@ from kernels.linear.linear import linear, pack_linear
 from kernels.linear.quantized import dequantize, pack_quantized, quantize
 from kernels.logprobs import cpu as _logprobs_cpu
 from kernels.mask_tokens import cpu as _mask_tokens_cpu
+from kernels.native.library import describe as _describe_native
 from kernels.native.library import library as _native_library
 from kernels.native.library import use_threads
 from kernels.paged_attention import cpu as _paged_attention_cpu
@@ -90,7 +91,7 @@ ACTIVATIONS = ("silu", "gelu_tanh")
 def backend_name(device: torch.device | str) -> str:
     """Names what runs the ops on a device, for a start-up line."""
     if torch.device(device).type != "cuda":
-        return str(getattr(importlib.import_module("kernels.paged_attention.cpu"), "BACKEND", "cpu (torch)"))
+        return f"cpu: {_describe_native()}"
     import triton
 
     major, minor = torch.cuda.get_device_capability(device)

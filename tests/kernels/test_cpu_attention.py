@@ -16,10 +16,11 @@ from torch import Tensor
 from kernels.copy_blocks.cpu import copy_blocks
 from kernels.native import library as native
 from kernels.paged_attention import reference
-from kernels.paged_attention.cpu import gather, paged_attention
+from kernels.paged_attention.cpu import paged_attention
 from kernels.types import AttentionBatch
 from kernels.write_kv import reference as write_reference
 from kernels.write_kv.cpu import write_kv
+from tests.helpers.native_kv import gather
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LEVELS = [*native.levels(), "torch"]

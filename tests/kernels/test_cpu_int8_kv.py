@@ -17,8 +17,8 @@ from kernels import api
 from kernels.kv_format import FACTOR_BYTES, dequantize, kv_width, quantize
 from kernels.native import library as native
 from kernels.paged_attention import reference
-from kernels.paged_attention.cpu import gather
 from tests.helpers.kernels import PagedCase, paged_case, poisoned_memory
+from tests.helpers.native_kv import gather
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LEVELS = [*native.levels(), "torch"]
