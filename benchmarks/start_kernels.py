@@ -48,11 +48,9 @@ def use_triton(arch: int) -> None:
     What a kernel would have computed is zero: tokens must be tokens.
     """
     pretend(arch)
-    for op in ("rms_norm", "silu_mul", "sample", "logprobs", "penalize", "mask_tokens", "copy_blocks"):
-        setattr(api, f"_{op}_cpu", importlib.import_module(f"kernels.{op}.triton"))
+    vars(api)["_backend"] = lambda op, _: importlib.import_module(f"kernels.{op}.triton")
     for op in ("rotate_and_write", "paged_attention"):
         setattr(api, op, getattr(importlib.import_module(f"kernels.{op}.triton"), op))
-    vars(api)["_decode_inputs_torch"] = importlib.import_module("kernels.decode_inputs.triton")
     vars(api)["native_decoder"] = lambda *_: None
     # cuBLAS's part; nobody looks at its numbers.
     vars(api)["pack_linear"] = lambda weight_OI, *_: api.PackedLinear(

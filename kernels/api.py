@@ -15,25 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.copy_blocks import cpu as _copy_blocks_cpu
-from kernels.decode_inputs import reference as _decode_inputs_torch
 from kernels.decoder.cpu import NativeDecoder
 from kernels.decoder.cpu import can_run as _can_run_decoder
 from kernels.kv_format import head_dim_of, is_eight_bit, kv_width
 from kernels.linear.linear import linear, pack_linear
 from kernels.linear.quantized import dequantize, pack_quantized, quantize
-from kernels.logprobs import cpu as _logprobs_cpu
-from kernels.mask_tokens import cpu as _mask_tokens_cpu
 from kernels.native.library import describe as _describe_native
 from kernels.native.library import library as _native_library
 from kernels.native.library import use_threads
-from kernels.paged_attention import cpu as _paged_attention_cpu
-from kernels.penalize import cpu as _penalize_cpu
 from kernels.rehearsal import rehearsal
-from kernels.rms_norm import cpu as _rms_norm_cpu
-from kernels.rotary import cpu as _rotary_cpu
-from kernels.sample import cpu as _sample_cpu
-from kernels.silu_mul import cpu as _silu_mul_cpu
 from kernels.types import (
     AttentionBatch,
     DecodeInputs,
@@ -46,7 +36,6 @@ from kernels.types import (
     SampleParams,
     WantedTokens,
 )
-from kernels.write_kv import cpu as _write_kv_cpu
 
 __all__ = [
     "AttentionBatch",
@@ -149,11 +138,9 @@ def paged_attention(
     if q_THD.shape[0] == 0:
         return q_THD.new_empty(q_THD.shape)
     asked: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
-    if not q_THD.is_cuda:
-        return _paged_attention_cpu.paged_attention(q_THD, kv_N2GPD, batch, **asked)
-    out_THD: Tensor = _triton("paged_attention").paged_attention(
-        q_THD, kv_N2GPD, batch, **asked, deterministic=deterministic
-    )
+    if q_THD.is_cuda:
+        asked["deterministic"] = deterministic
+    out_THD: Tensor = _backend("paged_attention", q_THD).paged_attention(q_THD, kv_N2GPD, batch, **asked)
     return out_THD
 
 
@@ -165,8 +152,7 @@ def write_kv(k_TGD: Tensor, v_TGD: Tensor, kv_N2GPD: Tensor, slot_T: Tensor) -> 
     """
     _check_write(k_TGD, v_TGD, kv_N2GPD, slot_T)
     if k_TGD.shape[0]:
-        backend = _triton("write_kv") if kv_N2GPD.is_cuda else _write_kv_cpu
-        backend.write_kv(k_TGD, v_TGD, kv_N2GPD, slot_T)
+        _backend("write_kv", kv_N2GPD).write_kv(k_TGD, v_TGD, kv_N2GPD, slot_T)
 
 
 def rotate_and_write(
@@ -190,7 +176,7 @@ def rotate_and_write(
         _check_rotation(q_THD, k_TGD, cos_sin_MR, position_T)
         _check_write(k_TGD, v_TGD, kv_N2GPD, slot_T)
         if q_THD.shape[0]:
-            _triton("rotate_and_write").rotate_and_write(
+            _backend("rotate_and_write", q_THD).rotate_and_write(
                 q_THD, k_TGD, v_TGD, cos_sin_MR, position_T, kv_N2GPD, slot_T, norms
             )
         return q_THD
@@ -210,8 +196,7 @@ def copy_blocks(kv_N2GPD: Tensor, src_: Tensor, dst_: Tensor) -> None:
     if src_.shape != dst_.shape:
         raise _bad("sources must be as many as destinations", src_, dst_)
     if src_.shape[0]:
-        backend = _triton("copy_blocks") if kv_N2GPD.is_cuda else _copy_blocks_cpu
-        backend.copy_blocks(kv_N2GPD, src_, dst_)
+        _backend("copy_blocks", kv_N2GPD).copy_blocks(kv_N2GPD, src_, dst_)
 
 
 def decode_inputs(
@@ -236,8 +221,7 @@ def decode_inputs(
     sequences = lanes_5S.shape[1]
     if out.page_table_SB.shape != (sequences, page_table_RB.shape[1]) or len(out.seq_len_S) != sequences:
         raise _bad("each sequence needs a length and a whole page table", out.page_table_SB, page_table_RB)
-    backend = _triton("decode_inputs") if lanes_5S.is_cuda else _decode_inputs_torch
-    backend.decode_inputs(lanes_5S, last_token_R, page_table_RB, block_size, out)
+    _backend("decode_inputs", lanes_5S).decode_inputs(lanes_5S, last_token_R, page_table_RB, block_size, out)
 
 
 def rms_norm(
@@ -262,24 +246,16 @@ def rms_norm(
         residual_TE.shape == x_TE.shape and residual_TE.dtype == x_TE.dtype and residual_TE.is_contiguous()
     ):
         raise _bad("the residual must be contiguous, of x's shape and dtype", residual_TE, x_TE)
-    y: Tensor
-    if x_TE.is_cuda:
-        y = _triton("rms_norm").rms_norm(x_TE, weight_E, eps, offset=offset, residual_TE=residual_TE)
-    elif x_TE.dim() == 2:
-        y = _rms_norm_cpu.rms_norm(x_TE, weight_E, eps, offset=offset, residual_TE=residual_TE)
-    else:
-        flat = residual_TE.view(-1, width) if residual_TE is not None else None
-        y = _rms_norm_cpu.rms_norm(x_TE.reshape(-1, width), weight_E, eps, offset=offset, residual_TE=flat)
-        y = y.view(x_TE.shape)
-    return y
+    backend = _backend("rms_norm", x_TE)
+    y_TE: Tensor = backend.rms_norm(x_TE, weight_E, eps, offset=offset, residual_TE=residual_TE)
+    return y_TE
 
 
 def rotary(q_THD: Tensor, k_TGD: Tensor, cos_sin_MR: Tensor, position_T: Tensor) -> None:
     """Rotates q and k in place, half-split pairs, by row `position_T[t]` of `cos[R / 2], sin[R / 2]`."""
     _check_rotation(q_THD, k_TGD, cos_sin_MR, position_T)
     if q_THD.shape[0]:
-        backend = _triton("rotary") if q_THD.is_cuda else _rotary_cpu
-        backend.rotary(q_THD, k_TGD, cos_sin_MR, position_T)
+        _backend("rotary", q_THD).rotary(q_THD, k_TGD, cos_sin_MR, position_T)
 
 
 def silu_mul(gate_up_T2F: Tensor, *, activation: str = "silu") -> Tensor:
@@ -288,8 +264,7 @@ def silu_mul(gate_up_T2F: Tensor, *, activation: str = "silu") -> Tensor:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     if gate_up_T2F.dim() != 2 or gate_up_T2F.shape[1] % 2 or not gate_up_T2F.is_contiguous():
         raise _bad("gate_up must be contiguous [T, 2F]", gate_up_T2F)
-    backend = _triton("silu_mul") if gate_up_T2F.is_cuda else _silu_mul_cpu
-    y_TF: Tensor = backend.silu_mul(gate_up_T2F, activation=activation)
+    y_TF: Tensor = _backend("silu_mul", gate_up_T2F).silu_mul(gate_up_T2F, activation=activation)
     return y_TF
 
 
@@ -298,8 +273,7 @@ def sample(logits_SV: Tensor, params: SampleParams) -> Tensor:
     _check_logits(logits_SV)
     if logits_SV.shape[0] == 0:
         return torch.empty(0, dtype=torch.int64, device=logits_SV.device)
-    backend = _triton("sample") if logits_SV.is_cuda else _sample_cpu
-    token_S: Tensor = backend.sample(logits_SV, params)
+    token_S: Tensor = _backend("sample", logits_SV).sample(logits_SV, params)
     return token_S
 
 
@@ -310,8 +284,7 @@ def penalize(logits_SV: Tensor, params: PenaltyParams) -> None:
         if state_UV.shape[1] != logits_SV.shape[1] or not state_UV.is_contiguous():
             raise _bad("counts and prompt flags must be contiguous [U, V]", state_UV, logits_SV)
     if logits_SV.shape[0]:
-        backend = _triton("penalize") if logits_SV.is_cuda else _penalize_cpu
-        backend.penalize(logits_SV, params)
+        _backend("penalize", logits_SV).penalize(logits_SV, params)
 
 
 def mask_tokens(logits_SV: Tensor, words_KW: Tensor, row_K: Tensor) -> None:
@@ -329,8 +302,7 @@ def mask_tokens(logits_SV: Tensor, words_KW: Tensor, row_K: Tensor) -> None:
     if words_KW.shape[0] != rows or words_KW.shape[1] * 32 < vocabulary or rows > logits_SV.shape[0]:
         raise _bad("masks must be one per row, with a bit for each token", words_KW, row_K, logits_SV)
     if rows:
-        backend = _triton("mask_tokens") if logits_SV.is_cuda else _mask_tokens_cpu
-        backend.mask_tokens(logits_SV, words_KW, row_K)
+        _backend("mask_tokens", logits_SV).mask_tokens(logits_SV, words_KW, row_K)
 
 
 def logprobs(logits_SV: Tensor, token_S: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -340,14 +312,18 @@ def logprobs(logits_SV: Tensor, token_S: Tensor, top: int) -> tuple[Tensor, Tens
         raise _bad("tokens must be int64, one per row of logits", token_S, logits_SV)
     if not 0 <= top <= logits_SV.shape[1]:
         raise ValueError(f"top must be between 0 and the vocabulary {logits_SV.shape[1]}, got {top}")
-    backend = _triton("logprobs") if logits_SV.is_cuda else _logprobs_cpu
-    chosen_S, top_ids_SK, top_SK = backend.logprobs(logits_SV, token_S, top)
+    chosen_S, top_ids_SK, top_SK = _backend("logprobs", logits_SV).logprobs(logits_SV, token_S, top)
     return chosen_S, top_ids_SK, top_SK
 
 
+def _backend(op: str, x: Tensor) -> Any:
+    """The module that runs an op on tensors where x is."""
+    return _module(op, "triton" if x.is_cuda else "cpu")
+
+
 @functools.cache
-def _triton(op: str) -> Any:
-    return importlib.import_module(f"kernels.{op}.triton")
+def _module(op: str, backend: str) -> Any:
+    return importlib.import_module(f"kernels.{op}.{backend}")
 
 
 def _bad(rule: str, *got: Tensor) -> ValueError:

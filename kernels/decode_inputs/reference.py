@@ -1,4 +1,4 @@
-"""The inputs of a decode step in plain torch, which also serves CPU tensors: without any look at a value."""
+"""The inputs of a decode step in plain torch, without any look at a value."""
 
 from __future__ import annotations
 

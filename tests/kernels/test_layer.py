@@ -47,8 +47,7 @@ def on_triton(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import import_module
 
     monkeypatch.setattr(api, "native_decoder", lambda *_: None)
-    for op in ("rms_norm", "silu_mul"):
-        monkeypatch.setattr(api, f"_{op}_cpu", import_module(f"kernels.{op}.triton"))
+    monkeypatch.setattr(api, "_backend", lambda op, _: import_module(f"kernels.{op}.triton"))
     monkeypatch.setattr(
         api, "rotate_and_write", import_module("kernels.rotate_and_write.triton").rotate_and_write
     )
