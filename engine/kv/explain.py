@@ -49,7 +49,7 @@ class Explainer:
         key, entry = self._prefix.look(request, reused_blocks)
         if entry is not None:  # all of it is there: `match` stopped for the last token's sake
             return because(MissReason.LAST_TOKEN)
-        if self._is_in_progress(request, reused_blocks):
+        if self._is_in_progress(key, reused_blocks):
             return because(MissReason.IN_PROGRESS)
         lost = self._ghosts.recall(key.digest)
         if lost is not None:
@@ -61,22 +61,15 @@ class Explainer:
             length, start, MissReason.NEVER_SEEN, start, memory_full=self._ghosts.overflowed
         )
 
-    def _is_in_progress(self, request: Request, index: int) -> bool:
-        """Whether somebody computes the same block and has not published it yet."""
-        tokens, start, end = request.token_ids, index * self._size, (index + 1) * self._size
-        last = tokens[end - 1]
-        for other in self._running:
-            theirs = other.token_ids
-            if (
-                other.num_published <= index
-                and other.prompt_len >= end
-                and theirs[end - 1] == last
-                and other.salt == request.salt
-                and theirs[start:end] == tokens[start:end]
-                and theirs[:start] == tokens[:start]
-            ):
-                return True
-        return False
+    def _is_in_progress(self, key: BlockKey, index: int) -> bool:
+        """Whether somebody computes the same block of his prompt and has not published it yet."""
+        end = (index + 1) * self._size
+        return any(
+            other.num_published <= index
+            and other.prompt_len >= end
+            and self._prefix.is_block(other, index, key)
+            for other in self._running
+        )
 
     def _has_other_salt(self, request: Request, key: BlockKey) -> bool:
         tokens = key.content[len(request.salt) :]

@@ -229,6 +229,7 @@ class KVManager:
             follower.copy_source = leader.block_ids[split.shared_blocks]
             self.pool.share([follower.copy_source])
         follower.computed = leader.prompt_len - 1
+        follower.block_keys = leader.block_keys[: leader.prompt_len // self.block_size]
         self._running[follower] = None
 
     def take_copy(self, request: Request) -> tuple[int, int] | None:

@@ -106,13 +106,17 @@ class PrefixCache:
         # A digest covers all blocks before, so from the first difference on all differ.
         return first + bisect_left(blocks, True, key=lambda i: ones[i].digest != others[i].digest)
 
+    def is_block(self, request: Request, index: int, key: BlockKey) -> bool:
+        """Whether that is the request's block `index`, as far as it is hashed."""
+        keys = request.block_keys
+        return index < len(keys) and keys[index].digest == key.digest and same_content(keys[index], key)
+
     def look(self, request: Request, index: int) -> tuple[BlockKey, Entry | None]:
         """The key of the request's block `index`, and who has that content."""
         key = self._key(request, index)
         if index:
             key.parent = request.block_keys[index - 1]
-        entry = self._entries.get(key.digest)
-        return key, entry if entry is not None and same_content(entry.key, key) else None
+        return key, self._entry(key)
 
     def digests(self, request: Request, blocks: int) -> Iterator[bytes]:
         """The digests of the request's first blocks, which all tokens are known of."""
@@ -172,10 +176,14 @@ class PrefixCache:
         key = self._key_of.get(block_id)
         return 0 if key is None or key.parent is None else self._block_of(key.parent)
 
-    def _block_of(self, key: BlockKey) -> int:
-        """The published block of that content, 0 where there is none."""
+    def _entry(self, key: BlockKey) -> Entry | None:
+        """The published block of that content, if there is one."""
         entry = self._entries.get(key.digest)
-        return entry.block_id if entry is not None and same_content(entry.key, key) else 0
+        return entry if entry is not None and same_content(entry.key, key) else None
+
+    def _block_of(self, key: BlockKey) -> int:
+        entry = self._entry(key)
+        return 0 if entry is None else entry.block_id
 
     def children_of(self, block_id: int, most: int | None = None) -> tuple[int, ...]:
         """The published blocks that go on from a published one, the newest first; `most`: of them."""

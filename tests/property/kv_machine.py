@@ -88,6 +88,7 @@ class KVMachine(RuleBasedStateMachine):
         pick, chunk, _ = decode(growth)
         request = self.waiting()[pick % len(self.waiting())]
         expected = self.naive.hit_blocks(request)
+        assert self.kv.prepare(request)
         hit = self.kv.match(request)
         if self.exact:
             assert list(hit.block_ids) == expected

@@ -31,6 +31,7 @@ def make_kv(blocks: int = 16, *, prefix_caching: bool = True) -> KVManager:
 def start(kv: KVManager, tokens: Sequence[int], scope: CacheScope = OURS, *, confirm: bool = True) -> Request:
     """A request of these tokens, all of them computed."""
     request = Request("r", tokens, SamplingParams(), scope=scope)
+    kv.prefix.hash_blocks(request, len(tokens) // P)  # as `prepare` does, however much there is
     kv.adopt(request, kv.match(request))
     request.status, request.started = Status.RUNNING, True
     assert kv.reserve(request, len(tokens)) is not None
