@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast, get_args
 
 from engine.errors import ModelError
-from engine.model.arch import Activation, RopeKind, RopeSpec
+from engine.model.arch import Activation, ArchSpec, RopeKind, RopeSpec
 
 MAX_HIDDEN = 1 << 17
 MAX_MLP = 1 << 20
@@ -188,7 +188,30 @@ def read_rope(
     return _READERS[cast(RopeKind, kind)](config, parameters, theta, dims)
 
 
-def rope_positions(rope: RopeSpec, claimed: int) -> int:
+def read_decoder(
+    config: HFConfig, sizes: Sizes, windows: tuple[int, ...], *, norm_eps: float = 1e-6, **switches: bool
+) -> ArchSpec:
+    """A decoder with one rotary embedding for all layers, and with what most families spell alike.
+
+    Args:
+        norm_eps: the family's default.
+        switches: fields of the ArchSpec that not all have.
+    """
+    rope = read_rope(config, sizes["head_dim"])
+    sizes["max_positions"] = _rope_positions(rope, sizes["max_positions"])
+    return ArchSpec(
+        **sizes,
+        windows=windows,
+        ropes=(rope,) * sizes["num_layers"],
+        query_scale=sizes["head_dim"] ** -0.5,
+        norm_eps=config.number("rms_norm_eps", norm_eps),
+        activation=read_activation(config, "hidden_act"),
+        tied_embeddings=config.boolean("tie_word_embeddings", False),
+        **switches,
+    )
+
+
+def _rope_positions(rope: RopeSpec, claimed: int) -> int:
     """The context a checkpoint can serve: yarn is often added to a config without raising the claim."""
     if rope.kind != "yarn":
         return claimed

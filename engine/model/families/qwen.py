@@ -12,42 +12,25 @@ from engine.model.hf_config import (
     MAX_LAYERS,
     SLIDING,
     HFConfig,
-    Sizes,
-    read_activation,
+    read_decoder,
     read_layer_types,
-    read_rope,
     read_sizes,
     read_windows,
-    rope_positions,
 )
 
 
 def read_qwen2(config: HFConfig) -> ArchSpec:
     """Qwen2ForCausalLM."""
-    return _read(config, read_sizes(config), qkv_bias=True, o_bias=False, qk_norm=False)
+    sizes = read_sizes(config)
+    return read_decoder(config, sizes, _windows(config, sizes["num_layers"]), qkv_bias=True)
 
 
 def read_qwen3(config: HFConfig) -> ArchSpec:
     """Qwen3ForCausalLM."""
+    sizes = read_sizes(config, head_dim=128)
     bias = config.boolean("attention_bias", False)
-    return _read(config, read_sizes(config, head_dim=128), qkv_bias=bias, o_bias=bias, qk_norm=True)
-
-
-def _read(config: HFConfig, sizes: Sizes, *, qkv_bias: bool, o_bias: bool, qk_norm: bool) -> ArchSpec:
-    rope = read_rope(config, sizes["head_dim"])
-    sizes["max_positions"] = rope_positions(rope, sizes["max_positions"])
-    return ArchSpec(
-        **sizes,
-        windows=_windows(config, sizes["num_layers"]),
-        ropes=(rope,) * sizes["num_layers"],
-        query_scale=sizes["head_dim"] ** -0.5,
-        norm_eps=config.number("rms_norm_eps", 1e-6),
-        qkv_bias=qkv_bias,
-        o_bias=o_bias,
-        qk_norm=qk_norm,
-        activation=read_activation(config, "hidden_act"),
-        tied_embeddings=config.boolean("tie_word_embeddings", False),
-    )
+    windows = _windows(config, sizes["num_layers"])
+    return read_decoder(config, sizes, windows, qkv_bias=bias, o_bias=bias, qk_norm=True)
 
 
 def _windows(config: HFConfig, layers: int) -> tuple[int, ...]:
