@@ -25,7 +25,7 @@ from engine.model.headers import TensorInfo, read_header
 from engine.model.hf_config import HFConfig
 from engine.model.quant import holding
 from engine.model.quant.formats import read_format
-from engine.model.quant.stored import Format, StoredWeight
+from engine.model.quant.stored import Format, StoredWeight, check
 from engine.model.registry import find_family
 from engine.model.weights import Slot, WeightNames, model_slots
 
@@ -252,7 +252,10 @@ def _find_stored(
     """The weights that are quantised, by the names they would have if they were not."""
     parts = [part for slot in slots if slot.linear for part in slot.parts]
     found = ((part.name, format.find(_stem(part.name), part.shape, tensors)) for part in parts)
-    return {name: stored for name, stored in found if stored is not None}
+    weights = {name: stored for name, stored in found if stored is not None}
+    for stored in weights.values():
+        check(stored, tensors)
+    return weights
 
 
 def _stem(name: str) -> str:

@@ -16,7 +16,7 @@ from engine.model.checkpoint import inspect
 from engine.model.headers import TensorInfo
 from engine.model.loader import load
 from engine.model.quant.formats import read_format
-from engine.model.quant.gptq import GPTQ
+from engine.model.quant.gptq import find_gptq
 from engine.model.quant.unpack import unpack
 from kernels import api
 from tests.helpers.checkpoints import make_checkpoint
@@ -175,7 +175,7 @@ def test_gptq_zeros_of_the_whole_range(bits: int, minus_one: bool) -> None:
     tensors = {f"m.{role}": x for role, x in gptq(less_one=minus_one)(w).items()}
     dtypes = {torch.int32: "I32", torch.float32: "F32"}
     headers = {name: TensorInfo("f", dtypes[x.dtype], tuple(x.shape), 0, 0) for name, x in tensors.items()}
-    stored = GPTQ(symmetric=False, ordered=False, minus_one=minus_one).find("m", (512, 32), headers)
+    stored = find_gptq("m", (512, 32), headers, symmetric=False, ordered=False, minus_one=minus_one)
     assert stored is not None
     got = unpack(stored, tensors.__getitem__)
     assert isinstance(got, api.QuantizedWeight)

@@ -9,40 +9,15 @@ Source: https://github.com/casper-hansen/AutoAWQ.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from engine.model.headers import TensorInfo
 from engine.model.hf_config import HFConfig
-from engine.model.quant.stored import Elements, Shape, StoredWeight, check
+from engine.model.quant.stored import Elements, Format, Shape, StoredWeight
 
 _BITS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class AWQ:
-    """Stateless: everything is in the shapes."""
-
-    name: str = "AWQ"
-    suffixes: tuple[str, ...] = ("qweight", "qzeros", "scales")
-
-    def find(self, stem: str, shape: Shape, tensors: Mapping[str, TensorInfo]) -> StoredWeight | None:
-        if f"{stem}.qweight" not in tensors:
-            return None
-        scales = tensors.get(f"{stem}.scales")
-        return check(
-            StoredWeight(
-                shape=shape,
-                groups=scales.shape[0] if scales and scales.shape else 1,
-                value=Elements(f"{stem}.qweight", "I32", _BITS, packed_axis=1, interleaved=True),
-                scale=f"{stem}.scales",
-                zero=Elements(f"{stem}.qzeros", "I32", _BITS, packed_axis=1, interleaved=True),
-                transposed=True,
-            ),
-            tensors,
-        )
-
-
-def read_awq(config: HFConfig) -> AWQ:
+def read_awq(config: HFConfig) -> Format:
     """Raises ModelError."""
     key = "w_bit" if config.has("w_bit") else "bits"
     bits = config.integer(key, high=32)
@@ -53,4 +28,18 @@ def read_awq(config: HFConfig) -> AWQ:
         raise config.error(f"AWQ version {version!r} is not supported; gemm is.")
     if not config.boolean("zero_point", True):
         raise config.error("AWQ without zero points (zero_point: false) is not supported.")
-    return AWQ()
+    return Format("AWQ", ("qweight", "qzeros", "scales"), _find)
+
+
+def _find(stem: str, shape: Shape, tensors: Mapping[str, TensorInfo]) -> StoredWeight | None:
+    if f"{stem}.qweight" not in tensors:
+        return None
+    scales = tensors.get(f"{stem}.scales")
+    return StoredWeight(
+        shape=shape,
+        groups=scales.shape[0] if scales and scales.shape else 1,
+        value=Elements(f"{stem}.qweight", "I32", _BITS, packed_axis=1, interleaved=True),
+        scale=f"{stem}.scales",
+        zero=Elements(f"{stem}.qzeros", "I32", _BITS, packed_axis=1, interleaved=True),
+        transposed=True,
+    )

@@ -16,11 +16,10 @@ Source: https://github.com/vllm-project/compressed-tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from engine.model.headers import TensorInfo
 from engine.model.hf_config import HFConfig
-from engine.model.quant.stored import Elements, Shape, StoredWeight, check, count_bits
+from engine.model.quant.stored import Elements, Format, Shape, StoredWeight, count_bits
 
 _FORMATS = (
     "pack-quantized",
@@ -32,33 +31,26 @@ _FORMATS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CompressedTensors:
-    """Stateless: everything is in the shapes and dtypes."""
+_SUFFIXES = (
+    "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape",
+    "input_scale", "input_zero_point",
+)  # fmt: skip
 
-    name: str = "compressed-tensors"
-    suffixes: tuple[str, ...] = (
-        "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape",
-        "input_scale", "input_zero_point",
-    )  # fmt: skip
 
-    def find(self, stem: str, shape: Shape, tensors: Mapping[str, TensorInfo]) -> StoredWeight | None:
-        value = _value(stem, shape, tensors)
-        if value is None:
-            return None
-        scale, zero, index = (f"{stem}.weight_{role}" for role in ("scale", "zero_point", "g_idx"))
-        found = tensors.get(scale)
-        return check(
-            StoredWeight(
-                shape=shape,
-                groups=found.shape[1] if found and len(found.shape) == 2 else 1,
-                value=value,
-                scale=scale,
-                zero=_zero(zero, value.bits, tensors),
-                group_index=index if index in tensors else None,
-            ),
-            tensors,
-        )
+def _find(stem: str, shape: Shape, tensors: Mapping[str, TensorInfo]) -> StoredWeight | None:
+    value = _value(stem, shape, tensors)
+    if value is None:
+        return None
+    scale, zero, index = (f"{stem}.weight_{role}" for role in ("scale", "zero_point", "g_idx"))
+    found = tensors.get(scale)
+    return StoredWeight(
+        shape=shape,
+        groups=found.shape[1] if found and len(found.shape) == 2 else 1,
+        value=value,
+        scale=scale,
+        zero=_zero(zero, value.bits, tensors),
+        group_index=index if index in tensors else None,
+    )
 
 
 def _zero(name: str, bits: int, tensors: Mapping[str, TensorInfo]) -> Elements | None:
@@ -81,7 +73,7 @@ def _value(stem: str, shape: Shape, tensors: Mapping[str, TensorInfo]) -> Elemen
     return None
 
 
-def read_compressed_tensors(config: HFConfig) -> CompressedTensors:
+def read_compressed_tensors(config: HFConfig) -> Format:
     """Raises ModelError."""
     for group in config.sections("config_groups"):
         _check_format(group)
@@ -91,7 +83,7 @@ def read_compressed_tensors(config: HFConfig) -> CompressedTensors:
         inner = config.section(key)
         if inner.get("format") not in (None, "dense") or inner.get("config_groups"):
             raise config.error(f"{key} is not supported.")
-    return CompressedTensors()
+    return Format("compressed-tensors", _SUFFIXES, _find)
 
 
 def _check_format(config: HFConfig) -> None:

@@ -10,9 +10,9 @@ Knows headers, not tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from engine.errors import ModelError
 from engine.model.headers import TensorInfo
@@ -83,27 +83,20 @@ class StoredWeight:
         return (columns, rows) if self.transposed else (rows, columns)
 
 
-class Format(Protocol):
+@dataclass(frozen=True, slots=True)
+class Format:
     """One way to store quantised weights.
 
     Attributes:
         name: for people.
         suffixes: what the tensors of one weight are called after the module's name.
+        find: (module, shape, all tensors) -> how the module's weight is stored, not checked yet; None where
+            it is not quantised. Raises ModelError: it is, but not in a way that can be read.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def suffixes(self) -> tuple[str, ...]: ...
-
-    def find(self, stem: str, shape: Shape, tensors: Mapping[str, TensorInfo]) -> StoredWeight | None:
-        """How the weight of module `stem` is stored; None where it is not quantised.
-
-        Raises:
-            ModelError: it is, but not in a way that can be read.
-        """
-        ...
+    name: str
+    suffixes: tuple[str, ...]
+    find: Callable[[str, Shape, Mapping[str, TensorInfo]], StoredWeight | None]
 
 
 def count_bits(name: str, words: int, size: int) -> int:
@@ -118,12 +111,8 @@ def count_bits(name: str, words: int, size: int) -> int:
     raise ModelError(f"{name} packs {size} inputs into {words} words: neither 4 nor 8 bits each.")
 
 
-def check(stored: StoredWeight, tensors: Mapping[str, TensorInfo]) -> StoredWeight:
-    """Returns `stored` where its tensors are there, with the dtypes and shapes it needs.
-
-    Raises:
-        ModelError: naming the tensor at fault.
-    """
+def check(stored: StoredWeight, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raises ModelError where a tensor is missing, or has not the dtype and shape it needs."""
     outputs, inputs = stored.shape
     groups = stored.groups
     if groups < 1 or inputs % groups:
@@ -138,7 +127,6 @@ def check(stored: StoredWeight, tensors: Mapping[str, TensorInfo]) -> StoredWeig
         _expect(tensors, stored.zero.name, (stored.zero.dtype,), on_disk, loose=stored.zero.dtype != "I32")
     if stored.group_index is not None:
         _expect(tensors, stored.group_index, ("I32", "I64"), (inputs,))
-    return stored
 
 
 def _expect(
