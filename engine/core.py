@@ -258,7 +258,7 @@ class EngineCore:
             raise AssertionError(f"step {plan.step} is under a grammar, and there are none")
         while self._in_flight:
             self._see_oldest()
-        return self.scheduler.masks(plan, self.grammars.fill)
+        return self.scheduler.masks(plan, self.grammars)
 
     def _see_oldest(self) -> None:
         plan, handle = self._in_flight.popleft()

@@ -165,19 +165,13 @@ class Matcher(Protocol):
         ...
 
 
-class Fill(Protocol):
-    """Has several matchers write which tokens may follow."""
-
-    def __call__(self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]) -> list[str | None]:
-        """Writes row k for matcher k: bit t % 32 of word t // 32. Says for each why no token can follow."""
-        ...
-
-
 class Grammars(Protocol):
     """Compiles grammars and keeps them. May be asked from several threads; the one that steps may `fill`."""
 
-    @property
-    def fill(self) -> Fill: ...
+    def fill(self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]) -> list[str | None]:
+        """Has matchers write which tokens may follow: row k for matcher k, bit t % 32 of word t // 32 for
+        token t. Says for each why no token can follow."""
+        ...
 
     def ready(self, grammar: Grammar) -> bool:
         """Whether `start` returns at once."""

@@ -9,7 +9,7 @@ from engine.client.requests import RequestTable
 from engine.errors import EngineDead
 from engine.grammar import Grammar
 from engine.process import frames
-from engine.text.detokenizer import DecodesTokens
+from engine.text.tokenizer import Tokenizer
 from engine.types import EngineInfo, EngineSnapshot, SamplingParams, TokenEvent
 from engine.views import DEFAULT_SCOPE, BlockDetail, CachePage, CacheReport, CacheScope, PoolFrame
 
@@ -22,7 +22,7 @@ class DeskClient:
 
     restarts = 0
 
-    def __init__(self, tokenizer: DecodesTokens) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._table = RequestTable(tokenizer, self._cancel)
         self._desk = QuestionDesk(self._send, lambda: self._why_dead)
         self._info: EngineInfo | None = None

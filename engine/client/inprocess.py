@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from engine.client.desk_client import STOPPED, DeskClient
 from engine.process import frames
 from engine.process.loop import EngineLoop
-from engine.text.detokenizer import DecodesTokens
+from engine.text.tokenizer import Tokenizer
 from engine.types import EngineInfo
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class InProcessClient(DeskClient):
     """
 
     def __init__(
-        self, core: EngineCore, info: EngineInfo, tokenizer: DecodesTokens, *, step_timeout_s: float = 120.0
+        self, core: EngineCore, info: EngineInfo, tokenizer: Tokenizer, *, step_timeout_s: float = 120.0
     ) -> None:
         super().__init__(tokenizer)
         self._info = info

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from engine.errors import Draining, EngineDead, InvalidRequest, Overloaded
 from engine.sched.limits import RequestLimits
 from engine.text.choice import Choice
-from engine.text.detokenizer import DecodesTokens
+from engine.text.tokenizer import Tokenizer
 from engine.types import EngineInfo, FinishReason, SamplingParams, TokenEvent, TokenOutput
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class RequestTable:
         cancel: tells the engine to end a request, or one choice of it.
     """
 
-    def __init__(self, tokenizer: DecodesTokens, cancel: Cancel) -> None:
+    def __init__(self, tokenizer: Tokenizer, cancel: Cancel) -> None:
         self._tokenizer = tokenizer
         self._cancel = cancel
         self._by_wire_id: dict[str, Live] = {}

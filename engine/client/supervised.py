@@ -25,7 +25,7 @@ from engine.logs import LogOptions
 from engine.process import frames
 from engine.process.launcher import EngineProcess
 from engine.process.spawn import DEFAULT_FACTORY, Child
-from engine.text.detokenizer import DecodesTokens
+from engine.text.tokenizer import Tokenizer
 from engine.types import EngineInfo
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class ProcessClient(DeskClient):
     def __init__(
         self,
         options: EngineOptions,
-        tokenizer: DecodesTokens,
+        tokenizer: Tokenizer,
         *,
         on_progress: OnProgress | None = None,
         factory: str = DEFAULT_FACTORY,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.grammar import Fill
+from engine.grammar import Grammars
 from engine.plan import TokenMasks
 from engine.request import Request
 
@@ -25,7 +25,7 @@ class Drawn(NamedTuple):
     stuck: list[tuple[Request, str]]
 
 
-def draw_masks(sampling: Sequence[Request | None], fill: Fill) -> Drawn:
+def draw_masks(sampling: Sequence[Request | None], grammars: Grammars) -> Drawn:
     """Asks the matchers of a step.
 
     Args:
@@ -36,7 +36,7 @@ def draw_masks(sampling: Sequence[Request | None], fill: Fill) -> Drawn:
         return Drawn(None, [], [])
     matchers = [matcher for _, _, matcher in asking]
     words_KW = np.zeros((len(matchers), matchers[0].num_words), dtype=np.uint32)
-    problems = fill(matchers, words_KW)
+    problems = grammars.fill(matchers, words_KW)
     index_K = np.array([i for i, _, _ in asking], dtype=np.int64)
     kept = [k for k, matcher in enumerate(matchers) if problems[k] is None and not matcher.ended]
     if len(kept) == len(asking):

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from engine.config import SchedulerConfig
 from engine.errors import InvalidRequest, Overloaded
-from engine.grammar import Fill
+from engine.grammar import Grammars
 from engine.kv.manager import KVManager, PrefixHit
 from engine.kv.page_table import blocks_for
 from engine.plan import NOTHING_LEFT, SequencePlan, StepPlan, StepResult, TokenMasks
@@ -162,7 +162,7 @@ class Scheduler:
         self._admit(draft, owed_blocks)
         return self._launch(draft)
 
-    def masks(self, plan: StepPlan, fill: Fill) -> TokenMasks | None:
+    def masks(self, plan: StepPlan, grammars: Grammars) -> TokenMasks | None:
         """Which tokens the sequences under a grammar may draw in the step launched last.
 
         The results of all steps before it must have been seen, and its own not yet. Choices whose grammar
@@ -172,7 +172,7 @@ class Scheduler:
         if launched is not plan or len(self._in_flight) > 1:
             raise AssertionError(f"step {plan.step}: masks are made after all earlier results were seen")
         sampling = [part.request if part.is_current else None for part in planned if part.sequence.samples]
-        masks, complete, stuck = draw_masks(sampling, fill)
+        masks, complete, stuck = draw_masks(sampling, grammars)
         for request in complete:
             self._end(request, FinishReason.STOP)
         for request, why in stuck:

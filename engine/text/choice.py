@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.text.detokenizer import DecodesTokens, make_detokenizer
+from engine.text.detokenizer import make_detokenizer
 from engine.text.stops import StopChecker
+from engine.text.tokenizer import Tokenizer
 from engine.types import FinishReason, SamplingParams, TokenEvent, TokenLogprob, TokenOutput
 from engine.views import CacheReport
 
@@ -29,7 +30,7 @@ class Choice:
     )  # fmt: skip
 
     def __init__(
-        self, index: int, tokenizer: DecodesTokens, prompt_ids: Sequence[int], params: SamplingParams
+        self, index: int, tokenizer: Tokenizer, prompt_ids: Sequence[int], params: SamplingParams
     ) -> None:
         self.index = index
         detokenizer = make_detokenizer(

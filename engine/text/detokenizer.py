@@ -7,6 +7,9 @@ Two ways, the same promise:
 - `WindowDetokenizer`: a token's text depends on its neighbours (WordPiece, suffix markers). It decodes a
   window of recent tokens with and without the new one and emits the difference.
 
+`push` takes a token and returns the text that is now complete, often "" inside a character; `finish` returns
+what is left: U+FFFD for a character that was never completed.
+
 Text that follows a prompt keeps its leading space; only the start of a sequence loses it.
 """
 
@@ -14,54 +17,21 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from typing import Protocol
 
-from engine.text.tokenizer import strip_spaces
+from engine.text.tokenizer import Tokenizer, strip_spaces
 
 # A window longer than this is cut even in the middle of a character that never completes.
 _MAX_WINDOW_TOKENS = 16
 _REPLACEMENT = "\ufffd"
 
 
-class Detokenizer(Protocol):
-    """One choice's text so far."""
-
-    def push(self, token_id: int) -> str:
-        """Takes a token and returns the text that is now complete, often "" inside a character."""
-        ...
-
-    def finish(self) -> str:
-        """Returns what is left: U+FFFD for a character that was never completed."""
-        ...
-
-
-class DecodesTokens(Protocol):
-    """What a detokenizer needs of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def special_ids(self) -> frozenset[int]: ...
-
-    @property
-    def byte_table(self) -> list[bytes] | None: ...
-
-    @property
-    def strip_left(self) -> int: ...
-
-    def token_string(self, token_id: int) -> str: ...
-
-    def decode_strings(self, strings: list[str]) -> str: ...
-
-
 def make_detokenizer(
-    tokenizer: DecodesTokens,
+    tokenizer: Tokenizer,
     prompt_ids: Sequence[int] = (),
     *,
     skip_special_tokens: bool = True,
     shown: Sequence[int] = (),
-) -> Detokenizer:
+) -> ByteDetokenizer | WindowDetokenizer:
     """A detokenizer for text that follows `prompt_ids`. `shown`: special tokens not to skip."""
     special = tokenizer.special_ids
     hidden = special if skip_special_tokens else frozenset[int]()
@@ -112,7 +82,7 @@ class WindowDetokenizer:
 
     __slots__ = ("_context", "_hidden", "_pending", "_shown", "_tokenizer")
 
-    def __init__(self, tokenizer: DecodesTokens, context: list[str], hidden: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: list[str], hidden: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._hidden = hidden
         self._context = context
