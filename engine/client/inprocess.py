@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from engine.client.desk_client import STOPPED, DeskClient
+from engine.client.base import STOPPED, EngineClient
 from engine.process import frames
 from engine.process.loop import EngineLoop
 from engine.text.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 STOP_PATIENCE_S = 10.0
 
 
-class InProcessClient(DeskClient):
+class InProcessClient(EngineClient):
     """An EngineClient around a core that the caller built.
 
     Args:

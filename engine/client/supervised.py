@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from engine import errors
-from engine.client.desk_client import STOPPED, DeskClient
+from engine.client.base import STOPPED, EngineClient
 from engine.config import EngineOptions
 from engine.errors import ConfigError
 from engine.logs import LogOptions
@@ -59,7 +59,7 @@ class Supervision:
         return min(0.5, self.step_timeout_s / 20, self.heartbeat_timeout_s / 20)
 
 
-class ProcessClient(DeskClient):
+class ProcessClient(EngineClient):
     """An EngineClient whose engine may die.
 
     Args:
