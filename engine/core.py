@@ -262,7 +262,7 @@ class EngineCore:
 
     def _see_oldest(self) -> None:
         plan, handle = self._in_flight.popleft()
-        self.scheduler.see(plan, handle.result())
+        self.scheduler.update(plan, handle.result())
 
     def _matcher(self, grammar: Grammar | None) -> Matcher | None:
         if grammar is None:

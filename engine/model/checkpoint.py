@@ -59,7 +59,6 @@ class Checkpoint:
     architecture: str
     spec: ArchSpec
     config: Mapping[str, Any]
-    generation_config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     slots: tuple[Slot, ...]
     stored: Mapping[str, StoredWeight]
@@ -116,7 +115,6 @@ def inspect(model: str) -> Checkpoint:
         architecture=architecture,
         spec=spec,
         config=config,
-        generation_config=generation,
         tensors=tensors,
         slots=slots,
         stored=stored,

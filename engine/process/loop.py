@@ -91,15 +91,15 @@ class EngineLoop:
 
     def _take_commands(self) -> bool:
         """Applies what was asked; waits for it if there is nothing else to do. False on Shutdown."""
+        idle = not self._core.has_work and not self._questions
         try:
-            if not self._core.has_work and not self._questions:
-                self._apply_or_quit(self._wait())
-            while True:
-                self._apply_or_quit(self._inbox.get_nowait())
+            command = self._wait() if idle else self._inbox.get_nowait()
+            while not isinstance(command, frames.Shutdown):
+                self._apply(command)
+                command = self._inbox.get_nowait()
         except queue.Empty:
             return True
-        except _QuitAsked:
-            return False
+        return False
 
     def _wait(self) -> Command:
         """The next command, whenever it comes. Meanwhile the core gets ready for later steps, bit by bit."""
@@ -107,9 +107,7 @@ class EngineLoop:
             pass
         return self._inbox.get(timeout=self._camera.due_in_s())
 
-    def _apply_or_quit(self, command: Command) -> None:
-        if isinstance(command, frames.Shutdown):
-            raise _QuitAsked
+    def _apply(self, command: Command) -> None:
         if isinstance(command, frames.Submit):
             self._add_when_ready(command)
         elif isinstance(command, Compiled):
@@ -270,7 +268,3 @@ class _Camera:
         self._emit(frames.Pool(frame))
         self._last_s = time.monotonic()
         self._full = self.stepped = False
-
-
-class _QuitAsked(Exception):
-    """Leaves the command loop."""

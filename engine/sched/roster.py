@@ -28,7 +28,6 @@ class Roster:
         self.running: list[Request] = []
         self.waiting = Queue()
         self._kv = kv
-        self._num_rows = num_rows
         self._free_rows = list(range(num_rows - 1, -1, -1))
 
     def has_rows(self, leader: Request) -> bool:

@@ -179,17 +179,8 @@ class Scheduler:
             self._end(request, FinishReason.ERROR, error=f"{STUCK}: {why}.")
         return masks
 
-    def update(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
-        """Takes in the result of the oldest step in flight, which is `plan`'s.
-
-        Returns:
-            Everything said since outputs were last taken.
-        """
-        self.see(plan, result)
-        return self._ledger.take_outputs()
-
-    def see(self, plan: StepPlan, result: StepResult) -> None:
-        """The same, and leaves the outputs for later."""
+    def update(self, plan: StepPlan, result: StepResult) -> None:
+        """Takes in the result of the oldest step in flight, which is `plan`'s."""
         self.tick()
         launched, planned = self._in_flight.popleft()
         if launched is not plan or len(result.token_ids) != sum(p.sequence.samples for p in planned):

@@ -29,7 +29,7 @@ def check_core(core: EngineCore) -> None:
     """All blocks, and the rows and places of all live choices."""
     choices = list(core.scheduler._ledger.all_choices())
     check_kv(core.kv, choices)
-    _check_roster(core.scheduler.roster, choices)
+    _check_roster(core.scheduler.roster, core.scheduler._config.max_num_seqs, choices)
 
 
 def check_kv(kv: KVManager, requests: Iterable[Request]) -> None:
@@ -226,9 +226,9 @@ def _check_sharing(requests: Sequence[Request], block_size: int) -> None:
             _ensure(not full or block_id not in tails, f"block {block_id} is shared and still written")
 
 
-def _check_roster(roster: Roster, choices: Sequence[Request]) -> None:
+def _check_roster(roster: Roster, num_rows: int, choices: Sequence[Request]) -> None:
     rows = sorted([*roster._free_rows, *(choice.row for choice in choices if choice.row >= 0)])
-    _ensure(rows == list(range(roster._num_rows)), f"rows: each must be free or used once, found {rows}")
+    _ensure(rows == list(range(num_rows)), f"rows: each must be free or used once, found {rows}")
     behind = [follower for choice in choices for follower in choice.followers]
     placed = [*roster.running, *roster.waiting, *behind]
     _ensure(
