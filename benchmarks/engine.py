@@ -56,7 +56,6 @@ def make_core(args: argparse.Namespace, device: torch.device, deterministic: boo
     )
     config = EngineConfig(
         model=ModelConfig(
-            "",
             args.model,
             args.dtype,
             device.type,

@@ -95,9 +95,7 @@ def build_engine(
     max_model_len = options.max_model_len or MAX_MODEL_LEN
     blocks = 1 + (streams * MAX_MODEL_LEN + max_model_len) // BLOCK_SIZE
     config = EngineConfig(
-        model=ModelConfig(
-            options.model, "instant", "float32", "cpu", max_model_len, tokenizer.vocab_size, (), seed=0
-        ),
+        model=ModelConfig("instant", "float32", "cpu", max_model_len, tokenizer.vocab_size, (), seed=0),
         cache=CacheConfig(BLOCK_SIZE, blocks, 1, prefix_caching=True, dtype="float32"),
         scheduler=SchedulerConfig(streams, 8192, 4 * streams),
     )

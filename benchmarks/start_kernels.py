@@ -82,7 +82,7 @@ def make_core(model: str) -> tuple[EngineCore, EngineConfig]:
     spec = dataclasses.replace(spec, num_layers=1, windows=spec.windows[:1], ropes=spec.ropes[:1])
     weights = random_weights(spec, dtype=torch.bfloat16, device=torch.device("cpu"))
     config = EngineConfig(
-        model=ModelConfig("", model, "bfloat16", "cuda", 4096, spec.vocab_size, (), seed=0),
+        model=ModelConfig(model, "bfloat16", "cuda", 4096, spec.vocab_size, (), seed=0),
         cache=CacheConfig(64, 64, 1, True, "bfloat16"),
         scheduler=SchedulerConfig(256, 8192, 1000, steps_ahead=2),
         cuda_graphs=True,

@@ -81,7 +81,7 @@ class _Figures(NamedTuple):
 def _make_core(running: int, steps: int, steps_ahead: int) -> EngineCore:
     blocks = running * -(-(PROMPT_TOKENS + steps + WARM_UP_STEPS + 8) // BLOCK_SIZE) + 1 + running
     config = EngineConfig(
-        model=ModelConfig("", "null", "float32", "cpu", 1 << 20, 1000, (1,), 0),
+        model=ModelConfig("null", "float32", "cpu", 1 << 20, 1000, (1,), seed=0),
         cache=CacheConfig(BLOCK_SIZE, blocks, 1, prefix_caching=True, dtype="float32"),
         scheduler=SchedulerConfig(running, 1 << 20, running, steps_ahead),
     )
@@ -141,7 +141,7 @@ def longest_steps(tokens: int, rounds: int) -> dict[str, list[tuple[float, float
     running = 16
     blocks = 2 * tokens // LONG_BLOCK_SIZE + 1000
     config = EngineConfig(
-        model=ModelConfig("", "null", "float32", "cpu", 1 << 30, 5000, (1,), 0),
+        model=ModelConfig("null", "float32", "cpu", 1 << 30, 5000, (1,), seed=0),
         cache=CacheConfig(LONG_BLOCK_SIZE, blocks, 1, prefix_caching=True, dtype="float32"),
         scheduler=SchedulerConfig(running + 1, 8192, 4),
     )

@@ -85,7 +85,6 @@ def model_facts(
     elif tied and device.type == "cpu":
         parameters += spec.vocab_size * spec.hidden_size  # packed for the output, in rows for the look-up
     return ModelFacts(
-        path=str(checkpoint.path),
         name=PurePath(checkpoint.name.removesuffix(SUFFIX)).name or checkpoint.name,
         vocab_size=spec.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,

@@ -78,9 +78,8 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Which weights, in which type, on which device."""
+    """What the model is, in which type it computes, on which device."""
 
-    path: str
     name: str
     dtype: str  # "bfloat16" | "float16" | "float32"
     device: str  # "cpu" | "cuda"
@@ -150,7 +149,6 @@ class ModelFacts:
         quantization: what linears are rounded to as they are loaded.
     """
 
-    path: str
     name: str
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -230,7 +228,6 @@ class _Resolver:
         queued = self.options.max_queued_requests
         return EngineConfig(
             model=ModelConfig(
-                path=self.model.path,
                 name=self.options.served_model_name or self.model.name,
                 dtype=dtype,
                 device=self.machine.device,

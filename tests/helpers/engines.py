@@ -49,7 +49,7 @@ def make_core(
     spec = checkpoint.spec
     config = EngineConfig(
         model=ModelConfig(
-            path=str(path), name="test", dtype=dtype, device=device, max_model_len=max_model_len,
+            name="test", dtype=dtype, device=device, max_model_len=max_model_len,
             vocab_size=spec.vocab_size, eos_token_ids=checkpoint.eos_token_ids, seed=0,
             embeddings=read_embedding_facts(checkpoint), deterministic=deterministic,
         ),

@@ -325,7 +325,7 @@ def make_config(
     """A small engine configuration; `num_blocks` counts the padding block."""
     return EngineConfig(
         model=ModelConfig(
-            path="", name="fake", dtype="float32", device="cpu", max_model_len=max_model_len,
+            name="fake", dtype="float32", device="cpu", max_model_len=max_model_len,
             vocab_size=vocab_size, eos_token_ids=eos_token_ids, seed=0,
         ),
         cache=CacheConfig(block_size, num_blocks, 1, prefix_caching, "float32"),

@@ -12,7 +12,7 @@ from engine.errors import ConfigError, MemoryPlanError
 OPTIONS = EngineOptions(model="m")
 # Llama-3.1-8B: 32 layers, 8 kv heads of 128.
 LLAMA_8B = ModelFacts(
-    path="/m", name="llama-8b", vocab_size=128_256, eos_token_ids=(128_009,), max_positions=131_072,
+    name="llama-8b", vocab_size=128_256, eos_token_ids=(128_009,), max_positions=131_072,
     checkpoint_dtype="bfloat16", num_parameters=8_030_000_000, kv_rows_per_token=2 * 32 * 8, head_dim=128,
     hidden_size=4096, intermediate_size=14_336,
 )  # fmt: skip
