@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from engine.gguf.config import end_ids
 from engine.gguf.container import GGUF
 
 Json = dict[str, Any]
@@ -215,6 +214,6 @@ def _tokenizer_config(file: GGUF, vocabulary: _Vocabulary) -> Json:
 
 
 def _generation(file: GGUF) -> Json:
-    """What ends a reply, and how the model's authors would sample."""
+    """How the model's authors would sample."""
     found = {theirs: file.metadata.get(f"general.sampling.{name}") for name, theirs in _SAMPLING.items()}
-    return {"eos_token_id": end_ids(file) or None, **{k: v for k, v in found.items() if v is not None}}
+    return {k: v for k, v in found.items() if v is not None}

@@ -25,8 +25,7 @@ class Tokenizer:
         special_ids: tokens that `skip_special_tokens` hides.
         control: text -> id of every token that steers the model; see `vocabulary.control_ids`.
         named_tokens: bos_token, eos_token ... -> text, as chat templates want them.
-        bos_id, eos_ids: the sequence's first token if there is one; the tokens that end generation.
-        add_bos: whether `encode` puts the BOS token in front.
+        bos_id: the sequence's first token, if there is one.
         byte_table: token id -> bytes of text, None if a token's text depends on its neighbours.
         strip_left: spaces that a text's start loses when decoded.
     """
@@ -51,7 +50,10 @@ class Tokenizer:
         self.strip_left = 0
         if table is not None:
             self.byte_table, self.strip_left = table
-        self._read_ends(files)
+        self.bos_id = self._id_of(files.named_tokens.get("bos_token"))
+        # Only a value that is stated overrides what the post-processor does.
+        stated = files.config.get("add_bos_token")
+        self._stated_bos = stated if isinstance(stated, bool) and self.bos_id is not None else None
 
     @classmethod
     def from_dir(cls, directory: str | Path) -> Tokenizer:
@@ -61,20 +63,6 @@ class Tokenizer:
             ModelError: files are missing or broken, in one line for the operator.
         """
         return cls(read_text_files(directory))
-
-    def _read_ends(self, files: TextFiles) -> None:
-        self.bos_token = files.named_tokens.get("bos_token")
-        self.eos_token = files.named_tokens.get("eos_token")
-        self.bos_id = self._id_of(self.bos_token)
-        ends = files.generation.get("eos_token_id")
-        if ends is None:
-            ends = self._id_of(self.eos_token)
-        listed = ends if isinstance(ends, list) else [ends]
-        self.eos_ids = tuple(token_id for token_id in listed if isinstance(token_id, int))
-        # Only a value that is stated overrides what the post-processor does.
-        stated = files.config.get("add_bos_token")
-        self._stated_bos = stated if isinstance(stated, bool) and self.bos_id is not None else None
-        self.add_bos = self.bos_id is not None and self.encode("")[:1] == [self.bos_id]
 
     def _id_of(self, text: str | None) -> int | None:
         if text is None or text in self._added_ids:

@@ -217,3 +217,8 @@ def write_model(folder: Path, kind: str = "byte_level", template: object = None,
         settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+def ends_of(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a reply, of a model that `write_model` made."""
+    return (tokenizer.control[tokenizer.named_tokens["eos_token"]],)

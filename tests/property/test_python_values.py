@@ -22,7 +22,7 @@ from server.parsing.message import Message
 from server.parsing.tools import CallOptions
 from server.parsing.written import PYTHONIC
 from tests.helpers.schemas import random_schema
-from tests.helpers.text_models import write_model
+from tests.helpers.text_models import ends_of, write_model
 
 MAX_TOKENS = 1500
 READS = CallOptions(frozenset({"f", "g-2"}))
@@ -35,7 +35,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def compiled(tokenizer: Tokenizer) -> CompiledGrammars:
-    return CompiledGrammars(lambda: tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
+    return CompiledGrammars(lambda: tokenizer, tokenizer.vocab_size, ends_of(tokenizer))
 
 
 def calls(schemas: dict[str, Any], *, several: bool = False) -> Grammar:

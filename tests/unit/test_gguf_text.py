@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from engine.errors import ModelError
+from engine.gguf.config import end_ids
+from engine.gguf.container import read_gguf
 from engine.text.files import read_text_files, sampling_defaults
 from engine.text.tokenizer import Tokenizer
 from tests.helpers.gguf import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, text_metadata, write_raw
@@ -146,7 +148,6 @@ def test_sentencepiece_bytes_and_spaces(tmp_path: Path) -> None:
     assert [tokenizer.token_string(i) for i in ids] == ["<s>", "▁a", "<0xC3>", "<0xA9>", "<0x0A>"]
     assert tokenizer.decode(ids) == "aé\n"
     assert tokenizer.encode("</s>", add_special_tokens=False).count(2) == 0
-    assert tokenizer.eos_ids == (2,)
     bare = Tokenizer.from_dir(sentencepiece(tmp_path, add_space_prefix=False, add_bos_token=False))
     assert [bare.token_string(i) for i in bare.encode("ab")] == ["ab"]
     assert bare.decode(bare.encode(" ab")) == " ab"
@@ -156,7 +157,6 @@ def test_what_stands_around_a_text(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_dir(sentencepiece(tmp_path, add_eos_token=True))
     ids = tokenizer.encode("a")
     assert (ids[0], ids[-1]) == (1, 2)
-    assert tokenizer.add_bos
 
 
 def gpt2(folder: Path, **metadata: Any) -> Path:
@@ -176,7 +176,7 @@ def test_a_bos_token_by_default(tmp_path: Path) -> None:
     """Files from before add_bos_token was written rely on the rule of the model's kind."""
     for pre, expected in (("llama-bpe", True), ("qwen2", False), ("default", False), (None, False)):
         file = gpt2(tmp_path, tokenizer__ggml__pre=pre)
-        assert Tokenizer.from_dir(file).add_bos is expected
+        assert (Tokenizer.from_dir(file).encode("") == [0]) is expected
 
 
 def test_words_without_merges(tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_ends_templates_and_sampling(tmp_path: Path) -> None:
         general__sampling__temp=0.5,
         general__sampling__top_k=20,
     )
+    assert end_ids(read_gguf(file)) == [0, 1]
     files = read_text_files(file)
-    assert Tokenizer(files).eos_ids == (0, 1)
     assert files.templates == {"default": CHATML, "tool_use": "{{ tools }}"}
     assert sampling_defaults(files) == {"temperature": 0.5, "top_k": 20}
     assert files.named_tokens == {"bos_token": "<|end|>", "eos_token": "<|end|>"}

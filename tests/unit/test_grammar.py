@@ -18,7 +18,7 @@ from engine.sample import grammar as compiling
 from engine.sample.grammar import CompiledGrammars
 from engine.sample.sources import ascii_classes
 from engine.text.tokenizer import Tokenizer
-from tests.helpers.text_models import write_model
+from tests.helpers.text_models import ends_of, write_model
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def compiled(tokenizer: Tokenizer) -> CompiledGrammars:
-    return CompiledGrammars(lambda: tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
+    return CompiledGrammars(lambda: tokenizer, tokenizer.vocab_size, ends_of(tokenizer))
 
 
 def asked(grammars: CompiledGrammars, matcher: Matcher) -> tuple[list[int], str | None]:
@@ -180,7 +180,7 @@ def test_an_end_is_allowed_where_the_grammar_may_end(
 ) -> None:
     matcher = compiled.start(grammar.regex("ab?"))
     [a], [b] = tokenizer.encode("a"), tokenizer.encode("b")
-    ends = set(tokenizer.eos_ids)
+    ends = set(ends_of(tokenizer))
     assert not ends & set(allowed(compiled, matcher)) and a in allowed(compiled, matcher)
     matcher.take(a)
     assert set(allowed(compiled, matcher)) == {b, *ends}
@@ -190,7 +190,7 @@ def test_an_end_is_allowed_where_the_grammar_may_end(
 
 
 def test_no_control_token_in_anybodys_lark(compiled: CompiledGrammars, tokenizer: Tokenizer) -> None:
-    control = set(tokenizer.control.values()) - set(tokenizer.eos_ids)
+    control = set(tokenizer.control.values()) - set(ends_of(tokenizer))
     assert control
     name = next(text for text, token_id in tokenizer.control.items() if token_id in control)
     anything = compiled.start(grammar.lark(f"start: (TEXT | {name} | <[{min(control)}]>)*\nTEXT: /(.|\\n)/"))
@@ -199,7 +199,7 @@ def test_no_control_token_in_anybodys_lark(compiled: CompiledGrammars, tokenizer
 
 
 def test_a_tag_may_begin_with_a_control_token(compiled: CompiledGrammars, tokenizer: Tokenizer) -> None:
-    name, token_id = next((t, i) for t, i in tokenizer.control.items() if i not in tokenizer.eos_ids)
+    name, token_id = next((t, i) for t, i in tokenizer.control.items() if i not in ends_of(tokenizer))
     tag = {"structures": [{"begin": f"{name}x", "schema": {}, "end": ""}], "triggers": [name]}
     matcher = compiled.start(grammar.structural_tag(tag))
     assert token_id in allowed(compiled, matcher)
@@ -211,7 +211,7 @@ def test_a_tag_may_begin_with_a_control_token(compiled: CompiledGrammars, tokeni
 def test_tokens_of_all_kinds_spell_what_fits(tmp_path: Path, kind: str) -> None:
     """Whatever is drawn from the masks, the text of the tokens is what was asked for."""
     tokenizer = Tokenizer.from_dir(write_model(tmp_path, kind))
-    grammars = CompiledGrammars(lambda: tokenizer, tokenizer.vocab_size + 40, tokenizer.eos_ids)
+    grammars = CompiledGrammars(lambda: tokenizer, tokenizer.vocab_size + 40, ends_of(tokenizer))
     for seed in range(20):
         choose = np.random.default_rng(seed)
         matcher, ids = (
@@ -224,7 +224,7 @@ def test_tokens_of_all_kinds_spell_what_fits(tmp_path: Path, kind: str) -> None:
                 break
             assert max(found) < tokenizer.vocab_size
             token_id = int(choose.choice(found))
-            if token_id in tokenizer.eos_ids:
+            if token_id in ends_of(tokenizer):
                 break
             ids.append(token_id)
             matcher.take(token_id)
@@ -245,7 +245,7 @@ def test_without_the_package_grammars_are_refused(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.sample.grammar.INSTALLED", False)
-    without = CompiledGrammars(lambda: tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
+    without = CompiledGrammars(lambda: tokenizer, tokenizer.vocab_size, ends_of(tokenizer))
     with pytest.raises(InvalidRequest, match="llguidance"):
         without.start(grammar.regex("a+"))
 

@@ -107,16 +107,9 @@ def test_bos_as_the_config_says(tmp_path: Path, kind: str, stated: bool | None, 
     config = {} if stated is None else {"add_bos_token": stated}
     tokenizer = Tokenizer.from_dir(write_model(tmp_path, kind, **config))
     ids = tokenizer.encode("hello")
-    assert tokenizer.add_bos == (ids[0] == tokenizer.bos_id) == expected
+    assert (ids[0] == tokenizer.bos_id) == expected
     assert tokenizer.bos_id not in ids[1:]
     assert tokenizer.bos_id not in tokenizer.encode("hello", False)
-
-
-def test_ends_come_from_generation_config(tmp_path: Path) -> None:
-    folder = write_model(tmp_path)
-    assert Tokenizer.from_dir(folder).eos_ids == (Tokenizer.from_dir(folder).control["</s>"],)
-    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
-    assert Tokenizer.from_dir(folder).eos_ids == (7, 9)
 
 
 def test_tokens_that_only_the_config_knows_are_added(tmp_path: Path) -> None:
