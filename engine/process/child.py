@@ -87,13 +87,11 @@ def _serve(link: Link) -> int:
     if start is None:
         return 0
     logs.configure(start.log)
-    pulse = Pulse(link)
     reader = Reader(link)
-    threading.Thread(target=pulse.run, name="heartbeat", daemon=True).start()
+    threading.Thread(target=_beat, args=(link, reader), name="heartbeat", daemon=True).start()
     threading.Thread(target=reader.run, name="reader", daemon=True).start()
     core, info = _factory(start.factory)(start.options, link.report_progress)
     loop = EngineLoop(core, link.send)
-    pulse.loop = loop
     reader.attach(loop)
     link.send(frames.Outputs([], core.snapshot()))  # so that nobody ever sees a pool of no blocks
     # What is there now stays: without it a full collection, which stops every stream, takes no 0.08 s.
@@ -167,13 +165,13 @@ class Reader:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._loop: EngineLoop | None = None
+        self.loop: EngineLoop | None = None
         self._waiting = list(link.early)
         self._lock = threading.Lock()
 
     def attach(self, loop: EngineLoop) -> None:
         with self._lock:
-            self._loop = loop
+            self.loop = loop
             for frame in self._waiting:
                 loop.put(frame)
 
@@ -188,10 +186,10 @@ class Reader:
 
     def _take(self, frame: Any) -> None:
         with self._lock:
-            if self._loop is None:
+            if self.loop is None:
                 self._waiting.append(frame)
             else:
-                self._loop.put(frame)
+                self.loop.put(frame)
 
     def _end(self) -> None:
         """Asks the loop to end and ends the process if it does not: it may be loading, or stuck."""
@@ -200,22 +198,10 @@ class Reader:
         os._exit(1)
 
 
-class Pulse:
-    """Sends a heartbeat at fixed intervals, before there is a loop as well."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self.loop: EngineLoop | None = None
-
-    def run(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                self._link.send(self._beat())
-                time.sleep(HEARTBEAT_INTERVAL_S)
-
-    def _beat(self) -> frames.Heartbeat:
-        loop = self.loop
-        if loop is None:
-            return frames.Heartbeat(0, 0.0)
-        since = loop.busy_since
-        return frames.Heartbeat(loop.steps, time.monotonic() - since if since else 0.0)
+def _beat(link: Link, reader: Reader) -> None:
+    """Says at fixed intervals how long the present step has been running, also before there is a loop."""
+    with contextlib.suppress(OSError):
+        while True:
+            since = 0.0 if reader.loop is None else reader.loop.busy_since
+            link.send(frames.Heartbeat(time.monotonic() - since if since else 0.0))
+            time.sleep(HEARTBEAT_INTERVAL_S)

@@ -124,7 +124,6 @@ class Outputs(_Frame):
 class Heartbeat(_Frame):
     """`busy_s` is how long the present step has been running, 0 between steps."""
 
-    steps: int
     busy_s: float
 
 

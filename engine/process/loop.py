@@ -45,7 +45,6 @@ class EngineLoop:
     """Runs a core until told to quit. `put` may be called from any thread.
 
     Attributes:
-        steps: steps finished; grows while the engine makes progress.
         busy_since: monotonic time at which the present step, or answer, began; 0.0 between them.
     """
 
@@ -60,7 +59,6 @@ class EngineLoop:
         self._refused: list[TokenOutput] = []
         self._out_of_memory = 0
         self._snapshot_s = 0.0
-        self.steps = 0
         self.busy_since = 0.0
 
     def put(self, command: Command) -> None:
@@ -179,7 +177,6 @@ class EngineLoop:
         except Exception as error:
             outputs = self._survive(error)
         self.busy_since = 0.0
-        self.steps += 1
         self._camera.stepped = True
         return outputs
 

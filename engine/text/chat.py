@@ -25,6 +25,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ TIME_LIMIT_S = 10.0
 _TOOL_TEMPLATE = "tool_use"
 _RESERVED = frozenset({*NAMED_TOKENS, "tokenize", "chat_template"})
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-# Marks are taken from here; private-use planes have room for input that uses some of them.
+# Marks are taken from the first, what ends an open message from the second; private-use planes have room for
+# input that uses some of them.
 _MARK_CANDIDATES = range(0xF0000, 0xF1000)
 _END_CANDIDATES = range(0xFF000, 0xFFF00)
 
@@ -125,7 +127,7 @@ class ChatTemplate:
         if not continue_final_message:
             return self._segments(messages, tools, add_generation_prompt, **kwargs)
         # What a template writes after the last message is only known by where that message ends.
-        end = _unused_character(_strings([messages, tools, kwargs]))
+        [end] = _unused_characters(_END_CANDIDATES, set().union(*_strings([messages, tools, kwargs])), 1)
         *before, last = messages
         open_ended = [*before, {**last, "content": f"{last.get('content') or ''}{end}"}]
         return _until(end, self._segments(open_ended, tools, False, **kwargs))
@@ -264,11 +266,7 @@ class _Marks:
 
     def __init__(self, inputs: Iterator[str], rendered: str) -> None:
         used = set(rendered).union(*inputs)
-        free = (chr(code) for code in _MARK_CANDIDATES if chr(code) not in used)
-        try:
-            self.open, self.close, self.edge = next(free), next(free), next(free)
-        except StopIteration:
-            raise InvalidRequest("The messages use too many private-use characters.", "messages") from None
+        self.open, self.close, self.edge = _unused_characters(_MARK_CANDIDATES, used, 3)
         self._split = re.compile(f"([{self.open}{self.close}{self.edge}])").split
 
     def escaped_in(self, rendered: str) -> bool:
@@ -323,13 +321,11 @@ def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"thinking": text, **message, "reasoning_content": text}
 
 
-def _unused_character(inputs: Iterator[str]) -> str:
-    """A private-use character of the far end, which marks leave alone and nobody wrote."""
-    used = set().union(*inputs)
-    for code in _END_CANDIDATES:
-        if chr(code) not in used:
-            return chr(code)
-    raise InvalidRequest("The messages use too many private-use characters.", "messages")
+def _unused_characters(candidates: range, used: set[str], count: int) -> list[str]:
+    free = list(islice((chr(code) for code in candidates if chr(code) not in used), count))
+    if len(free) < count:
+        raise InvalidRequest("The messages use too many private-use characters.", "messages")
+    return free
 
 
 def _until(end: str, segments: Sequence[Segment]) -> list[Segment]:

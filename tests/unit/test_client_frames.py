@@ -32,7 +32,7 @@ FROM_ENGINE = [
     frames.Progress(1, 2),
     frames.Ready(INFO),
     frames.Failed("ModelError", "why"),
-    frames.Heartbeat(7, 0.5),
+    frames.Heartbeat(0.5),
     frames.Outputs([], EngineSnapshot(steps=3, requests_finished={"stop": 2})),
     frames.Outputs(
         [
