@@ -111,10 +111,10 @@ class ProcessClient(EngineClient):
         """
         ready: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
         self._ready = ready
-        self._process = process = EngineProcess(self._on_frame, self._on_lost)
+        child, self._child = self._child or Child(self._start_frame.factory), None
+        self._process = process = EngineProcess(child, self._on_frame, self._on_lost)
         try:
-            child, self._child = self._child, None
-            await process.start(self._start_frame, child)
+            await process.start(self._start_frame)
             async with asyncio.timeout(self._limits.start_timeout_s):
                 info = await ready
         except _LostWhileStarting as lost:

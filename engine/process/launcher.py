@@ -1,4 +1,4 @@
-"""The server's side of an engine process: start it, talk to it, end it.
+"""The server's side of an engine process: tell it what to build, talk to it, end it.
 
 Knows one child from start to end. Restarting and requests are the client's (engine.client). It lives on one
 asyncio loop and is not thread-safe.
@@ -29,25 +29,24 @@ class EngineProcess(asyncio.Protocol):
     """One child process and the socket to it.
 
     Args:
+        child: waits for its first frame.
         on_frame: called with each frame the child sends.
         on_lost: called once, when the socket closes or breaks, with what happened.
     """
 
-    def __init__(self, on_frame: OnFrame, on_lost: OnLost) -> None:
+    def __init__(self, child: Child, on_frame: OnFrame, on_lost: OnLost) -> None:
+        self._child = child
         self._on_frame = on_frame
         self._on_lost: OnLost | None = on_lost
         self._splitter: frames.Splitter[frames.FromEngine] = frames.Splitter(frames.from_engine)
         self._transport: asyncio.Transport | None = None
-        self._child: Child | None = None
 
     @property
     def pid(self) -> int:
-        assert self._child is not None
         return self._child.process.pid
 
-    async def start(self, start: frames.Start, child: Child | None = None) -> None:
-        """Tells a child what to build, a new one if none is given; Ready or Failed arrive as frames."""
-        self._child = child or Child(start.factory)
+    async def start(self, start: frames.Start) -> None:
+        """Tells the child what to build; Ready or Failed arrive as frames."""
         self._child.socket.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
@@ -73,12 +72,11 @@ class EngineProcess(asyncio.Protocol):
         self._close()
 
     def kill(self) -> None:
-        if self._child is not None:
-            self._child.kill()
+        self._child.kill()
 
     async def kill_with_stacks(self) -> None:
         """Kills a child that hangs, after asking where: it writes its stacks to stderr if it still can."""
-        if self._child is not None and self._child.is_alive:
+        if self._child.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 self._child.process.send_signal(signal.SIGUSR1)
             await asyncio.sleep(_STACK_DUMP_S)
@@ -92,7 +90,7 @@ class EngineProcess(asyncio.Protocol):
             self.kill()
             await self._exits_within(5.0)
         self._close()
-        code = self._child.process.returncode if self._child is not None else None
+        code = self._child.process.returncode
         if code is not None and code < 0:
             return f"signal {signal.Signals(-code).name}"
         return f"exit code {code}"
@@ -100,7 +98,7 @@ class EngineProcess(asyncio.Protocol):
     async def _exits_within(self, patience_s: float) -> bool:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_s
-        while self._child is not None and self._child.is_alive:
+        while self._child.is_alive:
             if loop.time() >= deadline:
                 return False
             await asyncio.sleep(_POLL_S)
