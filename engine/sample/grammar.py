@@ -59,7 +59,7 @@ class CompiledGrammars:
         self._loading = threading.Lock()
         self._loaded: _Tokens | None = None
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Grammar, _Start] = OrderedDict()
+        self._kept: OrderedDict[Grammar, TokenMatcher] = OrderedDict()  # at their beginnings
 
     def ready(self, grammar: Grammar) -> bool:
         return grammar in self._kept
@@ -75,12 +75,12 @@ class CompiledGrammars:
                 self._kept[grammar] = found
                 while len(self._kept) > KEPT_GRAMMARS:
                     self._kept.popitem(last=False)
-        return found.matcher()
+        return found.copy()
 
     def fill(self, matchers: Sequence[Matcher], words_KW: NDArray[np.uint32]) -> list[str | None]:
         return self._tokens().masks.fill(cast(Sequence[TokenMatcher], matchers), words_KW)
 
-    def _compile(self, grammar: Grammar) -> _Start:
+    def _compile(self, grammar: Grammar) -> TokenMatcher:
         if not INSTALLED:
             raise refused("this server lacks the package llguidance")
         try:
@@ -92,8 +92,9 @@ class CompiledGrammars:
         if matcher.is_error():
             raise refused(reason(matcher.get_error()))
         # Special tokens that a grammar of our own making names are meant; in anybody's Lark they are not.
-        start = _Start(matcher, tokens.vocabulary, ordinary=grammar.kind is GrammarKind.LARK)
-        problem = _try(start.matcher(), tokens.masks)
+        allowed_W = tokens.vocabulary.ordinary_W if grammar.kind is GrammarKind.LARK else None
+        start = TokenMatcher(matcher, tokens.vocabulary.num_words, allowed_W)
+        problem = _try(start.copy(), tokens.masks)
         if problem is not None:
             raise refused(problem)
         return start
@@ -122,6 +123,10 @@ class TokenMatcher:
         self.allowed_W = allowed_W
         self.ended = False
 
+    def copy(self) -> TokenMatcher:
+        """Another one, at the same place."""
+        return TokenMatcher(self.inner.deep_copy(), self.num_words, self.allowed_W)
+
     def take(self, token_id: int) -> None:
         inner = self.inner
         inner.consume_token(token_id)
@@ -134,18 +139,6 @@ class TokenMatcher:
             return NOTHING_FITS if "NoExtension" in inner.get_error() else TOO_COMPLEX
         self.ended = inner.is_accepting()
         return None if self.ended else NOTHING_FITS
-
-
-class _Start:
-    """A compiled grammar at its beginning. `ordinary`: no special tokens may be drawn."""
-
-    def __init__(self, inner: LLMatcher, vocabulary: Vocabulary, *, ordinary: bool) -> None:
-        self._inner = inner
-        self._num_words = vocabulary.num_words
-        self._allowed_W = vocabulary.ordinary_W if ordinary else None
-
-    def matcher(self) -> TokenMatcher:
-        return TokenMatcher(self._inner.deep_copy(), self._num_words, self._allowed_W)
 
 
 class _Tokens:
