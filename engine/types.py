@@ -186,6 +186,10 @@ class SamplingParams:
                         f"{name}: token id {token_id} is not in the vocabulary (0 to {vocab_size - 1}).", name
                     )
 
+    def ending_ids(self, eos_token_ids: Iterable[int]) -> frozenset[int]:
+        """The tokens that end a choice of a model with these ends of turn; not drawn before `min_tokens`."""
+        return frozenset(self.stop_token_ids).union(() if self.ignore_eos else eos_token_ids)
+
     @property
     def greedy(self) -> bool:
         return self.temperature < MIN_TEMPERATURE

@@ -19,7 +19,6 @@ from engine.plan import NOT_FINITE, NOTHING_LEFT, RowStart, TokenMasks
 from engine.sample.narrowing import Narrowing
 from engine.sample.penalties import PenaltyTables
 from engine.transfer import to_device
-from engine.types import SamplingParams
 from kernels import api
 
 
@@ -93,15 +92,12 @@ class Sampler:
             ids = to_device(list(params.logit_bias), torch.int64, self._device)
             values = to_device(list(params.logit_bias.values()), torch.float32, self._device)
             self._bias[row] = (ids, values)
-        banned = self._ending_ids(params)
+        banned = params.ending_ids(self._eos)
         if params.min_tokens and banned:
-            ids = to_device(banned, torch.int64, self._device)
+            ids = to_device(list(banned), torch.int64, self._device)
             self._min_length[row] = (start.prompt_len + params.min_tokens, ids)
         self._penalties.start_row(start)
         self._narrowing.start_row(start)
-
-    def _ending_ids(self, params: SamplingParams) -> list[int]:
-        return list({*params.stop_token_ids, *(() if params.ignore_eos else self._eos)})
 
     def sample(
         self,

@@ -24,9 +24,8 @@ class StopRules:
         self._eos = frozenset(eos_token_ids)
 
     def stop_ids(self, params: SamplingParams) -> frozenset[int]:
-        """The tokens that end a choice. Before `min_tokens` the sampler never draws one."""
-        own: frozenset[int] = frozenset() if params.ignore_eos else self._eos
-        return own.union(params.stop_token_ids)
+        """The tokens that end a choice."""
+        return params.ending_ids(self._eos)
 
     def ending(self, request: Request, token_id: int) -> Ending | None:
         """Why the choice ends with this token, which is already appended; None where it goes on."""
