@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_a_good_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.dtype == "bfloat16"
     assert checkpoint.eos_token_ids == (2,)
     assert checkpoint.unused == ()
-    stored_bytes = sum(tensor.end - tensor.start for tensor in checkpoint.tensors.values())
+    stored_bytes = 2 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     assert checkpoint.weight_bytes("bfloat16") == stored_bytes
     assert checkpoint.weight_bytes("float32") == 2 * checkpoint.weight_bytes("bfloat16")
     assert [slot.name for slot in checkpoint.slots][:3] == ["embed", "layers.0.input_norm", "layers.0.qkv"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ModelError
-from engine.model.headers import MAX_HEADER_BYTES, TensorInfo, read_header
+from engine.model.headers import TensorInfo, read_header
 from tests.helpers.raw_checkpoints import safetensors_bytes, write_tensors
 
 
@@ -31,13 +31,16 @@ def refusal(path: Path, content: bytes) -> str:
 def test_a_good_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"a": (2, 3), "scalar": (), "empty": (0, 4)}, "BF16")
-    tensors = read_header(path)
-    start = path.stat().st_size - 14
-    assert tensors == {
-        "a": TensorInfo(path.name, "BF16", (2, 3), start, start + 12),
-        "scalar": TensorInfo(path.name, "BF16", (), start + 12, start + 14),
-        "empty": TensorInfo(path.name, "BF16", (0, 4), start + 14, start + 14),
+    assert read_header(path) == {
+        "a": TensorInfo(path.name, "BF16", (2, 3)),
+        "scalar": TensorInfo(path.name, "BF16", ()),
+        "empty": TensorInfo(path.name, "BF16", (0, 4)),
     }
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^a\.safetensors cannot be read: No such file"):
+        read_header(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 7, (50).to_bytes(8, "little") + b"{}", b"\xff" * 40])
@@ -48,44 +51,42 @@ def test_cut_short(tmp_path: Path, content: bytes) -> None:
 def test_a_header_too_long_to_read(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with path.open("wb") as file:
-        file.write((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
-        file.truncate(MAX_HEADER_BYTES + 100)
-    with pytest.raises(ModelError, match="at most"):
+        file.write((200 << 20).to_bytes(8, "little"))
+        file.truncate((200 << 20) + 100)
+    with pytest.raises(ModelError, match="too large"):
         read_header(path)
 
 
 @pytest.mark.parametrize("text", [b"{", b"\xff", b"[" * 100_000, b'{"a": 1, "a": 2}', b"[]", b"3"])
 def test_not_the_json_it_should_be(tmp_path: Path, text: bytes) -> None:
-    assert "JSON" in refusal(tmp_path / "a.safetensors", safetensors_bytes(text))
+    assert "in header: " in refusal(tmp_path / "a.safetensors", safetensors_bytes(text))
 
 
 @pytest.mark.parametrize(
-    ("header", "word"),
+    "header",
     [
-        ({"a": tensor(0, 8), "b": tensor(4, 12)}, "overlap"),
-        ({"a": tensor(0, 8), "b": tensor(0, 8)}, "overlap"),
-        ({"a": tensor(0, 8), "b": tensor(10, 18)}, "gap"),
-        ({"a": tensor(4, 12)}, "gap"),
-        ({"a": tensor(0, 8), "b": tensor(8, 24, (4,))}, "cut short"),
-        ({"a": tensor(0, 8)}, "no tensor"),
-        ({"a": tensor(0, 16)}, "shape and dtype"),
-        ({"a": tensor(8, 0)}, "shape and dtype"),
-        ({"a": tensor(0, 8, (1 << 40, 1 << 40))}, "shape and dtype"),
-        ({"a": tensor(0, 8, (-2,))}, "entry"),
-        ({"a": tensor(-8, 0)}, "entry"),
-        ({"a": tensor(0, 8, (True, 2))}, "entry"),
-        ({"a": tensor(0, 8, (1,) * 9)}, "entry"),
-        ({"a": tensor(0, 8, dtype="Q4")}, "entry"),
-        ({"a": tensor(0, 8, dtype=None)}, "entry"),
-        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}, "entry"),
-        ({"a": {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}}, "entry"),
-        ({"a": [1]}, "entry"),
-        ({"x" * 10_000: None}, "entry"),
+        {"a": tensor(0, 8), "b": tensor(4, 12)},
+        {"a": tensor(0, 8), "b": tensor(0, 8)},
+        {"a": tensor(0, 8), "b": tensor(10, 18)},
+        {"a": tensor(4, 12)},
+        {"a": tensor(0, 8), "b": tensor(8, 24, (4,))},
+        {"a": tensor(0, 8)},
+        {"a": tensor(0, 16)},
+        {"a": tensor(8, 0)},
+        {"a": tensor(0, 8, (1 << 40, 1 << 40))},
+        {"a": tensor(0, 8, (-2,))},
+        {"a": tensor(-8, 0)},
+        {"a": tensor(0, 8, (True, 2))},
+        {"a": tensor(0, 8, dtype="Q4")},
+        {"a": tensor(0, 8, dtype=None)},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}},
+        {"a": {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}},
+        {"a": [1]},
+        {"x" * 10_000: None},
     ],
 )
-def test_inconsistent(tmp_path: Path, header: object, word: str) -> None:
+def test_inconsistent(tmp_path: Path, header: object) -> None:
     message = refusal(tmp_path / "a.safetensors", safetensors_bytes(header, bytes(16)))
-    assert word in message
     assert len(message) < 300
 
 
@@ -111,7 +112,8 @@ def test_ranges_that_miss_the_data_by_a_byte_are_refused(
     scratch: Path, sizes: list[int], at: st.DataObject
 ) -> None:
     write_tensors(scratch, {f"t{i}": (size,) for i, size in enumerate(sizes)}, "U8")
-    assert sum(t.end - t.start for t in read_header(scratch).values()) == sum(sizes)
+    found = {name: tensor.shape for name, tensor in read_header(scratch).items()}
+    assert found == {f"t{i}": (size,) for i, size in enumerate(sizes)}
 
     moved = at.draw(st.integers(0, len(sizes) - 1))
     header = {}

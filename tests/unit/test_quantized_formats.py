@@ -174,7 +174,7 @@ def test_gptq_zeros_of_the_whole_range(bits: int, minus_one: bool) -> None:
     )
     tensors = {f"m.{role}": x for role, x in gptq(less_one=minus_one)(w).items()}
     dtypes = {torch.int32: "I32", torch.float32: "F32"}
-    headers = {name: TensorInfo("f", dtypes[x.dtype], tuple(x.shape), 0, 0) for name, x in tensors.items()}
+    headers = {name: TensorInfo("f", dtypes[x.dtype], tuple(x.shape)) for name, x in tensors.items()}
     stored = find_gptq("m", (512, 32), headers, symmetric=False, ordered=False, minus_one=minus_one)
     assert stored is not None
     got = unpack(stored, tensors.__getitem__)

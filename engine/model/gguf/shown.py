@@ -29,10 +29,13 @@ class Shown(TensorInfo):
     """A tensor, or one half of it, as it is shown.
 
     Attributes:
+        start, end: its bytes in the file are [start, end).
         stored: the type in the file.
         heads: whose rows llama.cpp put into pairs; 0 where rows are in order.
     """
 
+    start: int
+    end: int
     stored: str
     heads: int = 0
 
