@@ -20,7 +20,7 @@ of this is O(1), and the pools of all sizes are followed exactly, not estimated 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from engine.views import WHATIF_SIZES, EvictionCause
 
@@ -44,18 +44,16 @@ class Ghosts:
         limit: most entries; the oldest are dropped.
     """
 
-    def __init__(
-        self, num_blocks: int, sizes: Sequence[float] = WHATIF_SIZES, limit: int | None = None
-    ) -> None:
+    def __init__(self, num_blocks: int, limit: int | None = None) -> None:
         if limit is None:
             limit = max(min(POOLS_REMEMBERED * num_blocks, MAX_ENTRIES), POOLS_AT_LEAST * num_blocks)
         self.limit = max(limit, 1)
-        self.nowhere = len(sizes)
+        self.nowhere = len(WHATIF_SIZES)
         self.overflowed = False
-        self._pools = tuple(int(size * num_blocks) for size in sizes)
-        self._in_zone = [0] * (len(sizes) + 1)
+        self._pools = tuple(int(size * num_blocks) for size in WHATIF_SIZES)
+        self._in_zone = [0] * (self.nowhere + 1)
         self._len = 0
-        marks = len(sizes) + 1  # slots of the ring's end and of the marks; mark k is slot k + 1
+        marks = self.nowhere + 1  # slots of the ring's end and of the marks; mark k is slot k + 1
         self._first = marks
         self._keys = array("q", bytes(8 * marks))
         self._older = array("I", [*range(1, marks), _RING])

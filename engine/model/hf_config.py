@@ -66,12 +66,12 @@ class HFConfig:
             raise self.error(f"{key} must be an integer from {low} to {high}, got {_shown(value)}.")
         return value
 
-    def number(self, key: str, default: float | None = None, *, low: float = 0.0) -> float:
-        """A finite number above `low`."""
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
         value = self._value(key, default)
         ok = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (ok and _finite(value) and value > low):
-            raise self.error(f"{key} must be a number above {low:g}, got {_shown(value)}.")
+        if not (ok and _finite(value) and value > 0):
+            raise self.error(f"{key} must be a number above 0, got {_shown(value)}.")
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:

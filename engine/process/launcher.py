@@ -19,6 +19,7 @@ from engine.process.spawn import Child
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+_LINGER_S = 2.0
 _STACK_DUMP_S = 0.3
 
 OnFrame = Callable[[frames.FromEngine], None]
@@ -84,9 +85,9 @@ class EngineProcess(asyncio.Protocol):
         await self._exits_within(5.0)
         self._close()
 
-    async def exit_status(self, patience_s: float = 2.0) -> str:
+    async def exit_status(self) -> str:
         """How the child ended, for people; kills it if it lingers."""
-        if not await self._exits_within(patience_s):
+        if not await self._exits_within(_LINGER_S):
             self.kill()
             await self._exits_within(5.0)
         self._close()

@@ -70,24 +70,18 @@ class Tokenizer:
         token_id: int | None = self._library.token_to_id(text)
         return token_id
 
-    def encode(
-        self, text: str, add_special_tokens: bool = True, *, control_tokens: bool = False
-    ) -> list[int]:
-        """Encodes text that somebody typed.
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Encodes text that somebody typed: no control token is real.
 
         Args:
             add_special_tokens: what the model wants around every text (BOS).
-            control_tokens: take control tokens written in the text for real ones. Only for text whose
-                author may steer the model: a template, or a prompt the operator chose to trust.
 
         Raises:
             InvalidRequest: the text holds half a surrogate pair.
         """
-        if control_tokens:
-            return self.encode_chat(self.segments(text), add_special_tokens=add_special_tokens)
         return self._encode(text, add_special_tokens, written=0)
 
-    def encode_chat(self, segments: Sequence[Segment], *, add_special_tokens: bool = False) -> list[int]:
+    def encode_chat(self, segments: Sequence[Segment]) -> list[int]:
         """Encodes a prompt in which only the ids among the segments are control tokens.
 
         The pieces are encoded together: a word cut in two segments is still one word.
@@ -95,7 +89,7 @@ class Tokenizer:
         secrets = self._secrets
         written = sum(isinstance(segment, int) for segment in segments)
         text = "".join(secrets[segment] if isinstance(segment, int) else segment for segment in segments)
-        return self._encode(text, add_special_tokens, written)
+        return self._encode(text, False, written)
 
     def segments(self, text: str) -> list[Segment]:
         """Cuts text at the control tokens written in it."""

@@ -82,7 +82,7 @@ def test_text_after_a_prompt_keeps_its_space(tmp_path_factory: pytest.TempPathFa
 
 
 def test_special_tokens_are_shown_on_request(lossless: Tokenizer) -> None:
-    ids = lossless.encode("a<|im_end|>b", control_tokens=True)
+    ids = lossless.encode_chat(lossless.segments("a<|im_end|>b"))
     assert "".join(pieces(lossless, ids)).replace(" ", "") == "ab"
     assert "<|im_end|>" in "".join(pieces(lossless, ids, skip_special_tokens=False))
 

@@ -166,7 +166,6 @@ def test_qwens_way_to_think(tmp_path: Path) -> None:
         tail = tokenizer.decode(ids[-16:], skip_special_tokens=False)
         assert ("<think>" in tail, "</think>" in tail) == (opened, closed)
         assert not notations.opened_by(tail)
-    begun = template.render([{"role": "user", "content": "x"}]) + tokenizer.encode(
-        "<think>\n", control_tokens=True
-    )
+    begun = template.render([{"role": "user", "content": "x"}])
+    begun += tokenizer.encode_chat(tokenizer.segments("<think>\n"))
     assert notations.opened_by(tokenizer.decode(begun[-16:], skip_special_tokens=False))

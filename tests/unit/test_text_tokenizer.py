@@ -45,7 +45,8 @@ def test_control_tokens_of_a_trusted_author_are_real(pair: tuple[Tokenizer, toke
     ours, library = pair
     for literal in ours.control:
         text = f"a{literal} b {literal}{literal}\n c"
-        assert ours.encode(text, control_tokens=True) == library.encode(text).ids
+        ids = library.encode(text, add_special_tokens=False).ids
+        assert ours.encode_chat(ours.segments(text)) == ids
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -84,7 +85,7 @@ def test_which_added_tokens_are_control(tmp_path: Path) -> None:
 
 def test_special_tokens_are_hidden_when_decoding(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_dir(write_model(tmp_path, "byte_level"))
-    ids = tokenizer.encode("a<|im_end|><think>b", control_tokens=True)
+    ids = tokenizer.encode_chat(tokenizer.segments("a<|im_end|><think>b"))
     assert tokenizer.decode(ids) == "a<think>b"
     assert tokenizer.decode(ids, skip_special_tokens=False) == "a<|im_end|><think>b"
 
@@ -120,7 +121,7 @@ def test_tokens_that_only_the_config_knows_are_added(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = Tokenizer.from_dir(folder)
     assert tokenizer.control["<|new|>"] == size
-    assert tokenizer.encode("<|new|>", control_tokens=True) == [size]
+    assert tokenizer.encode_chat(tokenizer.segments("<|new|>")) == [size]
 
 
 def test_half_a_surrogate_pair_is_the_callers_fault(tmp_path: Path) -> None:
