@@ -77,9 +77,10 @@ class Launched(Relaunched):
 
 
 def make_core(model: str) -> tuple[EngineCore, EngineConfig]:
-    """An engine as `quire serve` sets it up on a GPU, around one layer."""
+    """An engine as `quire serve` sets it up on a GPU, around two layers."""
     spec = read_spec(model)
-    spec = dataclasses.replace(spec, num_layers=1, windows=spec.windows[:1], ropes=spec.ropes[:1])
+    # Two: the last one attends for the tokens that are drawn from alone, as a decode does.
+    spec = dataclasses.replace(spec, num_layers=2, windows=spec.windows[:2], ropes=spec.ropes[:2])
     weights = random_weights(spec, dtype=torch.bfloat16, device=torch.device("cpu"))
     config = EngineConfig(
         model=ModelConfig(model, "bfloat16", "cuda", 4096, spec.vocab_size, (), seed=0),
