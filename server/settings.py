@@ -132,11 +132,13 @@ def _share(text: str) -> float:
     return float(text)
 
 
-def _choice(*values: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in values:
-            raise ValueError(f"expected one of {', '.join(values)}")
-        return text
+def _choice(*values: str | int) -> Callable[[str], str | int]:
+    known = {str(value): value for value in values}
+
+    def parse(text: str) -> str | int:
+        if text not in known:
+            raise ValueError(f"expected one of {', '.join(known)}")
+        return known[text]
 
     return parse
 
@@ -152,19 +154,10 @@ def _text(text: str) -> str:
 
 
 def _switch(text: str) -> bool:
-    words = {
-        "1": True,
-        "true": True,
-        "yes": True,
-        "on": True,
-        "0": False,
-        "false": False,
-        "no": False,
-        "off": False,
-    }
-    if text.lower() not in words:
+    word = text.lower()
+    if word not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
         raise ValueError("expected true or false")
-    return words[text.lower()]
+    return word in ("1", "true", "yes", "on")
 
 
 def _collector(text: str) -> str:
@@ -179,15 +172,25 @@ def _collector(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One setting: `--name VALUE` or QUIRE_NAME. `target` is a field of EngineOptions or ServerSettings."""
+    """One setting: `--name VALUE` or QUIRE_NAME.
+
+    Attributes:
+        target: a field of EngineOptions or ServerSettings; left out: named as the flag is.
+        switch_to: what a flag without a value sets its target to.
+        secret: repeatable, and never shown.
+    """
 
     name: str
-    target: str
     parse: Callable[[str], Any]
     metavar: str
     help: str
-    switch_to: bool | None = None  # a flag without a value sets its target to this
-    secret: bool = False  # repeatable, and never shown
+    target: str = ""
+    switch_to: bool | None = None
+    secret: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.target:
+            object.__setattr__(self, "target", self.name.replace("-", "_"))
 
     @property
     def option(self) -> str:
@@ -198,100 +201,79 @@ class Flag:
         return "QUIRE_" + self.name.replace("-", "_").upper()
 
 
+def _on(name: str, text: str) -> Flag:
+    return Flag(name, _switch, "", text, switch_to=True)
+
+
+def _off(name: str, text: str) -> Flag:
+    """`no-X` turns X off."""
+    return Flag(name, _switch, "", text, name.removeprefix("no-").replace("-", "_"), switch_to=False)
+
+
+def _timeout(name: str, most: float, text: str) -> Flag:
+    return Flag(name, _seconds(most), "SECONDS", text, name.replace("-", "_") + "_s")
+
+
 _COUNT = _whole(1, 2**31 - 1)
 
 SERVER_FLAGS = (
-    Flag(
-        "host",
-        "host",
-        _text,
-        "ADDRESS",
-        "address to listen on (default: 127.0.0.1; 0.0.0.0 is every interface)",
-    ),
-    Flag("port", "port", _whole(0, 65535), "PORT", "port to listen on (default: 8000; 0 picks a free one)"),
+    Flag("host", _text, "ADDRESS", "address to listen on (default: 127.0.0.1; 0.0.0.0 is every interface)"),
+    Flag("port", _whole(0, 65535), "PORT", "port to listen on (default: 8000; 0 picks a free one)"),
     Flag(
         "api-key",
-        "api_keys",
         tenants.parse_key,
         "KEY",
         "ask for this key; repeatable, or comma separated in the variable; each is a tenant of its own "
         "(default: none)",
+        target="api_keys",
         secret=True,
     ),
     Flag(
         "api-keys-file",
-        "named_tenants",
         tenants.read_file,
         "FILE",
         "tenants by name, in TOML: [tenants.NAME] with keys = [...], and share = GROUP to share "
         "prefixes (default: none)",
+        target="named_tenants",
     ),
     Flag(
         "admin-key",
-        "admin_keys",
         tenants.parse_key,
         "KEY",
         "may also look at the whole cache and empty it; repeatable (default: none)",
+        target="admin_keys",
         secret=True,
     ),
-    Flag(
-        "share-cache",
-        "share_cache",
-        _switch,
-        "",
-        "all keys share cached prefixes (default: each tenant has its own)",
-        switch_to=True,
-    ),
+    _on("share-cache", "all keys share cached prefixes (default: each tenant has its own)"),
     Flag(
         "served-model-name",
-        "model_name",
         _text,
         "NAME",
         "name in the API (default: MODEL as given; of a GGUF file, its name without .gguf)",
+        target="model_name",
     ),
     Flag(
         "tool-call-parser",
-        "tool_call_parser",
         _choice(*TOOL_CHOICES),
         "FORMAT",
         f"how the model writes tool calls: {', '.join(TOOL_CHOICES)} (default: auto, by its chat template)",
     ),
     Flag(
         "reasoning-parser",
-        "reasoning_parser",
         _choice(*REASONING_CHOICES),
         "TAGS",
         f"what the model thinks between: {', '.join(REASONING_CHOICES)} (default: auto, as above)",
     ),
+    _on("strict", "refuse requests with unknown fields (default: ignore and name them)"),
+    Flag("log-level", _choice("debug", "info", "warning", "error"), "LEVEL", "default: info"),
     Flag(
-        "strict",
-        "strict",
-        _switch,
-        "",
-        "refuse requests with unknown fields (default: ignore and name them)",
-        switch_to=True,
+        "log-format", _choice("text", "json"), "FORMAT", "text, or json: one object per line (default: text)"
     ),
-    Flag("log-level", "log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "default: info"),
-    Flag(
-        "log-format",
-        "log_format",
-        _choice("text", "json"),
-        "FORMAT",
-        "text, or json: one object per line (default: text)",
-    ),
-    Flag(
-        "log-prompts",
-        "log_prompts",
-        _switch,
-        "",
-        "write the beginning of every prompt to the log, for debugging",
-        switch_to=True,
-    ),
-    Flag("no-access-log", "access_log", _switch, "", "no line per request", switch_to=False),
-    Flag("no-ui", "ui", _switch, "", "no live page at /ui", switch_to=False),
+    _on("log-prompts", "write the beginning of every prompt to the log, for debugging"),
+    _off("no-access-log", "no line per request"),
+    _off("no-ui", "no live page at /ui"),
     Flag(
         "otlp-endpoint",
-        "otlp_endpoint",
         _collector,
         "URL",
         "send traces to this collector, such as http://127.0.0.1:4318; needs quire[otel] "
@@ -299,51 +281,31 @@ SERVER_FLAGS = (
     ),
     Flag(
         "metrics-compat",
-        "metrics_compat",
         _choice("none", "vllm"),
         "NAMES",
         "vllm: /metrics also has the names of vLLM (default: none)",
     ),
-    Flag("max-body-size", "max_body_bytes", parse_bytes, "SIZE", "largest request body (default: 8MiB)"),
-    Flag("max-header-size", "max_header_bytes", parse_bytes, "SIZE", "largest request head (default: 64KiB)"),
-    Flag("max-connections", "max_connections", _COUNT, "N", "connections at a time (default: 4096)"),
     Flag(
-        "header-timeout", "header_timeout_s", _seconds(3600), "SECONDS", "for a request's head (default: 10)"
+        "max-body-size", parse_bytes, "SIZE", "largest request body (default: 8MiB)", target="max_body_bytes"
     ),
     Flag(
-        "body-timeout",
-        "body_timeout_s",
-        _seconds(3600),
-        "SECONDS",
-        "for a body to start and go on (default: 30)",
+        "max-header-size",
+        parse_bytes,
+        "SIZE",
+        "largest request head (default: 64KiB)",
+        target="max_header_bytes",
     ),
-    Flag(
-        "stall-timeout",
-        "stall_timeout_s",
-        _seconds(3600),
-        "SECONDS",
-        "drop a reader stuck this long (default: 30)",
-    ),
-    Flag("keep-alive", "keep_alive_s", _seconds(3600), "SECONDS", "idle connections stay open (default: 75)"),
-    Flag(
-        "sse-keep-alive",
-        "sse_keep_alive_s",
-        _seconds(3600),
-        "SECONDS",
-        "comment in idle streams (default: 15; 0: never)",
-    ),
-    Flag(
-        "shutdown-timeout",
-        "shutdown_timeout_s",
-        _seconds(86400),
-        "SECONDS",
-        "running requests may finish (default: 30)",
-    ),
+    Flag("max-connections", _COUNT, "N", "connections at a time (default: 4096)"),
+    _timeout("header-timeout", 3600, "for a request's head (default: 10)"),
+    _timeout("body-timeout", 3600, "for a body to start and go on (default: 30)"),
+    _timeout("stall-timeout", 3600, "drop a reader stuck this long (default: 30)"),
+    _timeout("keep-alive", 3600, "idle connections stay open (default: 75)"),
+    _timeout("sse-keep-alive", 3600, "comment in idle streams (default: 15; 0: never)"),
+    _timeout("shutdown-timeout", 86400, "running requests may finish (default: 30)"),
 )
 
 ENGINE_FLAGS = (
     Flag(
-        "dtype",
         "dtype",
         _choice("auto", "bfloat16", "float16", "float32"),
         "TYPE",
@@ -351,90 +313,52 @@ ENGINE_FLAGS = (
     ),
     Flag(
         "quantization",
-        "quantization",
         _quantization,
         "TYPE",
         "hold weights in int8 or int4, with one scale per int8 output or 32 int4 inputs, or in groups: "
         "int8-g128, int4-g64 ... (default: as the checkpoint has them)",
     ),
-    Flag("device", "device", _choice("auto", "cpu", "cuda"), "DEVICE", "auto, cpu or cuda (default: auto)"),
+    Flag("device", _choice("auto", "cpu", "cuda"), "DEVICE", "auto, cpu or cuda (default: auto)"),
     Flag(
-        "max-model-len",
-        "max_model_len",
-        _COUNT,
-        "TOKENS",
-        "longest prompt + output (default: the model's own, or what fits)",
+        "max-model-len", _COUNT, "TOKENS", "longest prompt + output (default: the model's own, or what fits)"
     ),
-    Flag("max-num-seqs", "max_num_seqs", _COUNT, "N", "sequences in one step (default: by device)"),
-    Flag(
-        "max-num-batched-tokens",
-        "max_num_batched_tokens",
-        _COUNT,
-        "TOKENS",
-        "tokens in one step (default: by device)",
-    ),
-    Flag(
-        "max-queued-requests",
-        "max_queued_requests",
-        _COUNT,
-        "N",
-        "queue length before 429 (default: by max-num-seqs)",
-    ),
+    Flag("max-num-seqs", _COUNT, "N", "sequences in one step (default: by device)"),
+    Flag("max-num-batched-tokens", _COUNT, "TOKENS", "tokens in one step (default: by device)"),
+    Flag("max-queued-requests", _COUNT, "N", "queue length before 429 (default: by max-num-seqs)"),
     Flag(
         "block-size",
-        "block_size",
-        _choice("16", "32", "64", "128"),
+        _choice(16, 32, 64, 128),
         "TOKENS",
         "tokens per KV block: 16, 32, 64 or 128 (default: by device)",
     ),
-    Flag(
-        "gpu-memory-utilization",
-        "gpu_memory_utilization",
-        _share,
-        "SHARE",
-        "of the GPU's memory, 0 to 1 (default: 0.9)",
-    ),
+    Flag("gpu-memory-utilization", _share, "SHARE", "of the GPU's memory, 0 to 1 (default: 0.9)"),
     Flag(
         "kv-cache-memory",
-        "kv_cache_memory_bytes",
         parse_bytes,
         "SIZE",
         "size of the KV pool, such as 4GiB or 500M (default: what is left)",
+        target="kv_cache_memory_bytes",
     ),
     Flag(
         "kv-cache-dtype",
-        "kv_cache_dtype",
         _choice("auto", "int8", "fp8"),
         "TYPE",
         "of keys and values: auto (the model's); in half of that: int8, or fp8 (GPU only) (default: auto)",
     ),
-    Flag(
-        "threads",
-        "threads",
-        _whole(1, 1024),
-        "N",
-        "that compute, on a CPU (default: one for each physical core)",
-    ),
+    Flag("threads", _whole(1, 1024), "N", "that compute, on a CPU (default: one for each physical core)"),
     Flag(
         "cuda-graphs",
-        "cuda_graphs",
         _choice("auto", "off"),
         "WHEN",
         "run decode steps as CUDA graphs: auto (on a GPU), or off (default: auto)",
     ),
-    Flag("no-prefix-caching", "prefix_caching", _switch, "", "do not share equal prefixes", switch_to=False),
-    Flag(
+    _off("no-prefix-caching", "do not share equal prefixes"),
+    _on(
         "deterministic",
-        "deterministic",
-        _switch,
-        "",
         "the same bits whatever else is in a batch; costs speed on a GPU, where a request that is preempted "
         "may still differ (default: off)",
-        switch_to=True,
     ),
-    Flag(
-        "seed", "seed", _whole(0, 2**63 - 1), "N", "draws the seeds that requests leave out (default: random)"
-    ),
+    Flag("seed", _whole(0, 2**63 - 1), "N", "draws the seeds that requests leave out (default: random)"),
 )
 
 
@@ -471,8 +395,6 @@ def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> 
     given = vars(args)
     server = _values(SERVER_FLAGS, given, variables)
     engine = _values(ENGINE_FLAGS, given, variables)
-    if "block_size" in engine:
-        engine["block_size"] = int(engine["block_size"])
     model = given.get("model") or variables.get("QUIRE_MODEL") or None
     name = server.pop("model_name", None) or _name_of(model) or DEMO_NAME
     options = EngineOptions(model=model or "", served_model_name=name, **engine)
