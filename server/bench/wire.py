@@ -1,7 +1,8 @@
 """HTTP/1.1 and server-sent events over one asyncio connection.
 
-`ResponseParser` and `EventParser` are fed bytes and do no I/O; `Connection` is the asyncio protocol around
-them. Only what a load generator needs: one request at a time, no redirects, no compression.
+`ResponseParser` (around httptools, as in the server) and `EventParser` are fed bytes and do no I/O;
+`Connection` is the asyncio protocol around them. Only what a load generator needs: one request at a time, no
+redirects, no compression.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from typing import cast
 from urllib.parse import urlsplit
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
 MAX_HEAD_BYTES = 64 * 1024
 
 
@@ -20,119 +23,60 @@ class WireError(Exception):
 
 
 class ResponseParser:
-    """One HTTP/1.1 response, fed in any pieces.
+    """One HTTP/1.1 response, fed in any pieces. Interim ones before it are passed over.
 
     Attributes:
         status: 0 until the head is complete.
-        headers: names in lower case.
         done: the body is complete.
+        keep_alive: then, whether the connection can carry another request.
     """
 
     def __init__(self) -> None:
         self.status = 0
-        self.headers: dict[str, str] = {}
-        self.done = False
-        self._buffer = b""
-        self._chunked = False
-        self._left: int | None = None  # body (or chunk) bytes still to come; None is until the peer closes
-        self._skip = 0  # bytes of the line end after a chunk
-        self._in_trailer = False
-
-    @property
-    def keep_alive(self) -> bool:
-        """Whether the connection can carry another request."""
-        framed = self._chunked or self._left is not None
-        return self.done and framed and self.headers.get("connection", "").lower() != "close"
+        self.done = self.keep_alive = False
+        self._parser = HttpResponseParser(self)
+        self._fed_bytes = 0
+        self._framed = False  # the head says where the body ends; else the peer closes there
+        self._body: list[bytes] = []
 
     def feed(self, data: bytes) -> bytes:
         """Returns the body bytes found in `data`."""
-        if not self.status:
-            data = self._buffer + data
-            self._buffer = b""
-            end = data.find(b"\r\n\r\n")
-            if end < 0:
-                if len(data) > MAX_HEAD_BYTES:
-                    raise WireError("response head too long")
-                self._buffer = data
-                return b""
-            self._parse_head(data[:end])
-            data = data[end + 4 :]
-        if self._chunked:
-            return self._feed_chunked(data)
-        return self._feed_plain(data)
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade):
+            if not self.done:  # else it is about bytes that nobody asked for
+                what = "a broken" if self.status else "not an"
+                raise WireError(f"{what} HTTP/1.1 response") from None
+        self._fed_bytes += len(data)
+        if not self.status and self._fed_bytes > MAX_HEAD_BYTES:
+            raise WireError("response head too long")
+        body = b"".join(self._body)
+        self._body.clear()
+        return body
 
     def feed_eof(self) -> None:
         """The peer closed. Completes a body that ends so, and raises for any other."""
-        if self.status and not self._chunked and self._left is None:
+        if self.status and not self._framed:
             self.done = True
         if not self.done:
             raise WireError("connection closed in the middle of a response" if self.status else "closed")
 
-    def _parse_head(self, head: bytes) -> None:
-        lines = head.decode("latin-1").split("\r\n")
-        version, _, rest = lines[0].partition(" ")
-        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-            raise WireError("not an HTTP/1.1 response")
-        for line in lines[1:]:
-            name, _, value = line.partition(":")
-            self.headers[name.strip().lower()] = value.strip()
-        status = int(rest[:3])
-        if status < 200:
-            raise WireError(f"unexpected interim response {status}")
-        self.status = status
-        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
-        if self._chunked:
-            self._left = 0
-        elif "content-length" in self.headers:
-            self._left = int(self.headers["content-length"])
-        elif status in (204, 304):
-            self._left = 0
+    # What the parser calls.
 
-    def _feed_plain(self, data: bytes) -> bytes:
-        if self._left is None:
-            return data
-        body = data[: self._left]
-        self._left -= len(body)
-        self.done = self._left == 0
-        return body
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._framed = True
 
-    def _feed_chunked(self, data: bytes) -> bytes:
-        if self._buffer:
-            data = self._buffer + data
-            self._buffer = b""
-        parts: list[bytes] = []
-        position, length = 0, len(data)
-        while position < length and not self.done:
-            if self._left:
-                part = data[position : position + self._left]
-                parts.append(part)
-                position += len(part)
-                self._left -= len(part)
-                if not self._left:
-                    self._skip = 2
-                continue
-            if self._skip:
-                step = min(self._skip, length - position)
-                position += step
-                self._skip -= step
-                continue
-            end = data.find(b"\r\n", position)
-            if end < 0:
-                self._buffer = data[position:]
-                break
-            self._chunk_line(data[position:end])
-            position = end + 2
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        self.status = 0 if status < 200 else status
 
-    def _chunk_line(self, line: bytes) -> None:
-        if self._in_trailer:
-            self.done = not line
-            return
-        try:
-            self._left = int(line.partition(b";")[0], 16)
-        except ValueError:
-            raise WireError("bad chunk size") from None
-        self._in_trailer = self._left == 0
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self.done = bool(self.status)
+        self.keep_alive = self._parser.should_keep_alive()
 
 
 class EventParser:
