@@ -7,14 +7,16 @@ described from the very models that check them, so the description cannot drift 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
 
 from server.outcomes import REF, STREAMS, describe_outcomes
 from server.schema.cache import ProbeRequest
@@ -25,6 +27,8 @@ from server.schema.errors import AnthropicErrorReply, ErrorReply
 from server.schema.messages import CountTokensRequest, MessagesRequest
 from server.schema.responses import ResponsesRequest
 from server.schema.tokens import DetokenizeRequest, TokenizeRequest
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 _BODIES: tuple[type[BaseModel], ...] = (
     *(ChatRequest, CompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest, ProbeRequest),
@@ -54,10 +58,13 @@ _CURL = {
 }
 
 
-def describe_body(model: type[BaseModel]) -> dict[str, Any]:
-    """For a route that parses its own body: what FastAPI cannot see."""
-    schema = {"$ref": REF.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def post(
+    routes: APIRouter, path: str, body: type[BaseModel], reply: type[BaseModel], summary: str
+) -> Callable[[Handler], Handler]:
+    """A route that parses its own body, which FastAPI cannot see; described by both models."""
+    schema = {"$ref": REF.format(model=body.__name__)}
+    described = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return routes.post(path, response_model=reply, summary=summary, openapi_extra={"requestBody": described})
 
 
 def describe_query(**fields: tuple[dict[str, Any], str]) -> dict[str, Any]:

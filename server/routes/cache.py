@@ -18,7 +18,7 @@ from starlette.responses import Response
 from engine.errors import ContextTooLong
 from engine.types import EngineSnapshot
 from engine.views import BlockView
-from server.docs import describe_body, describe_query
+from server.docs import describe_query, post
 from server.errors import ApiError, invalid, shorten
 from server.live import EventFeed
 from server.middleware.auth import admin_only, tenant_of
@@ -51,11 +51,12 @@ def routers(service: Service) -> tuple[APIRouter, APIRouter]:
 def _open(service: Service) -> APIRouter:
     routes = APIRouter(tags=["cache"])
 
-    @routes.post(
+    @post(
+        routes,
         "/v1/cache/probe",
-        response_model=ProbeReply,
-        summary="What of a prompt would be reused, and why not more",
-        openapi_extra=describe_body(ProbeRequest),
+        ProbeRequest,
+        ProbeReply,
+        "What of a prompt would be reused, and why not more",
     )
     async def probe(http: Request) -> Response:
         """Answers without running the prompt; nothing changes and nothing is counted."""

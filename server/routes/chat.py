@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.types import SamplingParams
-from server.docs import describe_body
+from server.docs import post
 from server.generation import Generation
 from server.logprobs import prompt_entries
 from server.parsing.parser import OutputParser
@@ -137,12 +137,7 @@ def router(service: Service) -> APIRouter:
     api = ChatApi(service)
     routes = APIRouter(tags=["generation"])
 
-    @routes.post(
-        "/v1/chat/completions",
-        response_model=ChatReply,
-        summary="Continue a conversation",
-        openapi_extra=describe_body(ChatRequest),
-    )
+    @post(routes, "/v1/chat/completions", ChatRequest, ChatReply, "Continue a conversation")
     async def chat_completions(request: Request) -> Response:
         return await api.handle(request)
 

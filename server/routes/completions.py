@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.types import SamplingParams
-from server.docs import describe_body
+from server.docs import post
 from server.generation import Generation
 from server.logprobs import prompt_entries
 from server.prompts import Prompt
@@ -97,12 +97,7 @@ def router(service: Service) -> APIRouter:
     api = CompletionApi(service)
     routes = APIRouter(tags=["generation"])
 
-    @routes.post(
-        "/v1/completions",
-        response_model=CompletionReply,
-        summary="Continue a text",
-        openapi_extra=describe_body(CompletionRequest),
-    )
+    @post(routes, "/v1/completions", CompletionRequest, CompletionReply, "Continue a text")
     async def completions(request: Request) -> Response:
         return await api.handle(request)
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from engine.embedding import VALUE_BYTES, Pooling, values
 from engine.types import SamplingParams, TokenEvent
-from server.docs import describe_body
+from server.docs import post
 from server.generation import Generation
 from server.prompts import Prompt
 from server.render import encode
@@ -87,12 +87,7 @@ def router(service: Service) -> APIRouter:
     api = EmbeddingApi(service)
     routes = APIRouter(tags=["embeddings"])
 
-    @routes.post(
-        "/v1/embeddings",
-        response_model=EmbeddingReply,
-        summary="Turn texts into vectors",
-        openapi_extra=describe_body(EmbeddingRequest),
-    )
+    @post(routes, "/v1/embeddings", EmbeddingRequest, EmbeddingReply, "Turn texts into vectors")
     async def embeddings(request: Request) -> Response:
         """One vector of length 1 for each input."""
         return await api.handle(request)

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.docs import describe_body
+from server.docs import post
 from server.generation import Generation
 from server.render import Choice, Frames, Head, encode
 from server.render_messages import MessageStream, reply
@@ -67,20 +67,22 @@ def router(service: Service) -> APIRouter:
     api = MessagesApi(service)
     routes = APIRouter(tags=["generation"])
 
-    @routes.post(
+    @post(
+        routes,
         "/v1/messages",
-        response_model=MessagesReply,
-        summary="Continue a conversation, as Anthropic's API does",
-        openapi_extra=describe_body(MessagesRequest),
+        MessagesRequest,
+        MessagesReply,
+        "Continue a conversation, as Anthropic's API does",
     )
     async def messages(request: Request) -> Response:
         return await api.handle(request)
 
-    @routes.post(
+    @post(
+        routes,
         "/v1/messages/count_tokens",
-        response_model=CountTokensReply,
-        summary="How many tokens a conversation has",
-        openapi_extra=describe_body(CountTokensRequest),
+        CountTokensRequest,
+        CountTokensReply,
+        "How many tokens a conversation has",
     )
     async def count_tokens(request: Request) -> Response:
         return await api.count(request)

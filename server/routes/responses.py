@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.docs import describe_body, describe_query
+from server.docs import describe_query, post
 from server.errors import ApiError, invalid, shorten
 from server.generation import Generation
 from server.middleware.auth import tenant_of
@@ -214,20 +214,16 @@ def router(service: Service) -> APIRouter:
     api = ResponsesApi(service)
     routes = APIRouter(tags=["generation"])
 
-    @routes.post(
-        "/v1/responses",
-        response_model=ResponseObject,
-        summary="Continue a conversation, and keep it",
-        openapi_extra=describe_body(ResponsesRequest),
-    )
+    @post(routes, "/v1/responses", ResponsesRequest, ResponseObject, "Continue a conversation, and keep it")
     async def create(request: Request) -> Response:
         return await api.handle(request)
 
-    @routes.post(
+    @post(
+        routes,
         "/v1/responses/input_tokens",
-        response_model=InputTokens,
-        summary="How many tokens a conversation has",
-        openapi_extra=describe_body(ResponsesRequest),
+        ResponsesRequest,
+        InputTokens,
+        "How many tokens a conversation has",
     )
     async def input_tokens(request: Request) -> Response:
         """Takes what /v1/responses takes, and runs nothing."""

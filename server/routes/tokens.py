@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.docs import describe_body
+from server.docs import post
 from server.errors import invalid
 from server.prompts import MAX_CHARS_PER_TOKEN
 from server.render import encode
@@ -27,12 +27,7 @@ _CHARS_PER_ID = 4
 def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["tokens"])
 
-    @routes.post(
-        "/tokenize",
-        response_model=TokenizeReply,
-        summary="The token ids of a text or a conversation",
-        openapi_extra=describe_body(TokenizeRequest),
-    )
+    @post(routes, "/tokenize", TokenizeRequest, TokenizeReply, "The token ids of a text or a conversation")
     async def tokenize(http: Request) -> Response:
         """Also of one that is longer than the context."""
         request, headers = await read_question(service, http, TokenizeRequest)
@@ -43,12 +38,7 @@ def router(service: Service) -> APIRouter:
         body = await service.prompts.run(work, lambda: _tokenized(service, ids, strings))
         return Response(body, 200, headers, "application/json")
 
-    @routes.post(
-        "/detokenize",
-        response_model=DetokenizeReply,
-        summary="The text of token ids",
-        openapi_extra=describe_body(DetokenizeRequest),
-    )
+    @post(routes, "/detokenize", DetokenizeRequest, DetokenizeReply, "The text of token ids")
     async def detokenize(http: Request) -> Response:
         """Special tokens are part of the text."""
         request, headers = await read_question(service, http, DetokenizeRequest)
