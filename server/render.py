@@ -32,6 +32,7 @@ def _plain(value: Any) -> Any:
 
 encode = msgspec.json.Encoder(enc_hook=_plain).encode
 
+Fields = dict[str, Any]
 Usage = Callable[[], Mapping[str, Any]]
 
 
@@ -318,14 +319,12 @@ class Choice:
 def reply(
     head: Head,
     object_name: str,
-    choices: Sequence[Mapping[str, Any]],
+    choices: Sequence[Fields],
     usage: Mapping[str, Any],
-    cache: Sequence[Mapping[str, Any]] | None = None,
     more: Mapping[str, Any] | None = None,
-) -> bytes:
-    """A whole reply. `cache`: what was reused of each prompt, where that was asked. `more`: other fields."""
-    fields = {**head.fields(object_name), "choices": choices, "usage": usage, **(more or {})}
-    return encode(fields if cache is None else {**fields, "cache": cache})
+) -> Fields:
+    """A whole reply. `more`: other fields."""
+    return {**head.fields(object_name), "choices": choices, "usage": usage, **(more or {})}
 
 
 def ending_fields(event: TokenEvent) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.types import FinishReason, TokenEvent
@@ -11,26 +10,21 @@ from server.errors import ApiError
 from server.generation import Generation
 from server.parsing.message import Call
 from server.parsing.pieces import CallArguments, CallBroken, CallEnd, CallStart, Content, Piece, Reasoning
-from server.render import Head, encode
+from server.render import Fields, Head
 from server.render_pieces import PiecesChoice, PiecesStream, Reader, named_event
 
-Fields = dict[str, Any]
 
-
-def reply(
-    head: Head, generation: Generation, choice: PiecesChoice, cache: Sequence[Mapping[str, Any]] | None
-) -> bytes:
+def reply(head: Head, generation: Generation, choice: PiecesChoice) -> Fields:
     """A whole message."""
     said = choice.message
     content: list[Fields] = [_thinking(said.reasoning)] if said.reasoning else []
     content += [_text(said.content)] if said.content else []
     content += [_tool_use(call) for call in said.calls]
-    fields = {
+    return {
         **_message(head, content),
         **_ending(choice.last, bool(said.calls)),
         "usage": _usage(generation),
     }
-    return encode(fields if cache is None else {**fields, "cache": cache})
 
 
 class MessageStream(PiecesStream):

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from server.parsing.message import Call
+from server.render import Fields
 from server.schema.responses import Item, Part
-
-Fields = dict[str, Any]
 
 COMPLETED = "completed"
 INCOMPLETE = "incomplete"

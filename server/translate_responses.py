@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.errors import invalid
-from server.response_items import Fields, chat_messages
+from server.render import Fields
+from server.response_items import chat_messages
 from server.schema.responses import ResponsesRequest, TextOptions
 from server.translate import Translated, chat_tool, json_schema, translated
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic
+from typing import ClassVar, Generic
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,14 +21,13 @@ from server.generation import Generation
 from server.metrics import RequestMetrics
 from server.middleware.auth import tenant_of
 from server.prompts import Prompt
+from server.render import Fields, encode
 from server.routes.common import check_model, check_ready, explain_asked, explainer, read_body
-from server.schema.common import AskT, parse
+from server.schema.common import AskT, WireModel, parse
 from server.service import Service
 from server.trail import trail_of
 from server.translate import naming
 from server.unknown import check
-
-Reports = Sequence[Mapping[str, Any]]
 
 
 class Api(ABC, Generic[AskT]):
@@ -112,13 +111,19 @@ class Api(ABC, Generic[AskT]):
         except InvalidRequest as error:
             raise InvalidRequest(error.message, field) from error
 
-    def reports(self, generation: Generation) -> Reports | None:
-        """What was reused of each prompt, where that was asked."""
-        if not generation.explains:
-            return None
-        return explainer(self.service).reports(generation.prompts, generation.reports)
+    def whole(self, generation: Generation, fields: Fields, headers: dict[str, str]) -> Response:
+        """A reply that is not streamed, with what was reused of each prompt, where that was asked."""
+        if generation.explains:
+            reports = explainer(self.service).reports(generation.prompts, generation.reports)
+            fields = {**fields, "cache": reports}
+        return Response(encode(fields), 200, headers, "application/json")
+
+    def sent(self, request: AskT) -> WireModel:
+        """The request as the caller wrote it."""
+        return request
 
     def _check_fields(self, request: AskT) -> dict[str, str]:
         """Counts unknown fields; the reply's header that names them."""
-        self.service.metrics.unknown_fields[self.name] += len(request.unknown_fields)
-        return check(request, strict=self.service.settings.strict)
+        sent = self.sent(request)
+        self.service.metrics.unknown_fields[self.name] += len(sent.unknown_fields)
+        return check(sent, strict=self.service.settings.strict)

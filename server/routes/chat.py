@@ -16,9 +16,8 @@ from server.generation import Generation
 from server.logprobs import prompt_entries
 from server.parsing.parser import OutputParser
 from server.prompts import Prompt
-from server.render import ChatChunks, Choice, Frames, Head, reply
+from server.render import ChatChunks, Choice, Fields, Frames, reply
 from server.render_parsed import ParsedChoice, ParsedChunks
-from server.routes.api import Reports
 from server.routes.common import conversation, kept_tokens
 from server.routes.generate import GenerationApi
 from server.schema.chat import ChatRequest
@@ -74,26 +73,17 @@ class ChatApi(GenerationApi[ChatRequest]):
         ]
         return [parser for parser in made if parser is not None]
 
-    def chunks(self, request: ChatRequest, head: Head, generation: Generation) -> Frames:
+    def chunks(self, request: ChatRequest, generation: Generation) -> Frames:
         parsers = self._parsers(request, generation)
 
         def usage() -> dict[str, Any]:
             return _usage(generation, sum(parser.reasoning_tokens for parser in parsers))
 
+        common = self.head(generation), usage, request.usage_in_stream, self.service.tokenizer
         if not parsers:
-            return ChatChunks(
-                head, usage, request.usage_in_stream, self.service.tokenizer, generation.params.n
-            )
+            return ChatChunks(*common, generation.params.n)
         show = request.include_reasoning is not False
-        return ParsedChunks(
-            head,
-            usage,
-            request.usage_in_stream,
-            self.service.tokenizer,
-            parsers,
-            show_reasoning=show,
-            named=_named(request),
-        )
+        return ParsedChunks(*common, parsers, show_reasoning=show, named=_named(request))
 
     def choices(self, request: ChatRequest, generation: Generation) -> Sequence[Choice]:
         parsers = self._parsers(request, generation)
@@ -103,14 +93,7 @@ class ChatApi(GenerationApi[ChatRequest]):
             for index, parser in enumerate(parsers)
         ] or super().choices(request, generation)
 
-    def reply(
-        self,
-        request: ChatRequest,
-        head: Head,
-        generation: Generation,
-        choices: Sequence[Choice],
-        cache: Reports | None,
-    ) -> bytes:
+    def reply(self, request: ChatRequest, generation: Generation, choices: Sequence[Choice]) -> Fields:
         wanted = bool(request.logprobs)
         rendered = [choice.chat(self.service.tokenizer, wanted) for choice in choices]
         usage = _usage(generation, sum(choice.reasoning_tokens for choice in choices))
@@ -122,7 +105,7 @@ class ChatApi(GenerationApi[ChatRequest]):
             more["prompt_token_ids"] = generation.prompts[0].ids
             for fields, choice in zip(rendered, choices, strict=True):
                 fields["token_ids"] = choice.token_ids
-        return reply(head, "chat.completion", rendered, usage, cache, more)
+        return reply(self.head(generation), "chat.completion", rendered, usage, more)
 
 
 def _named(request: ChatRequest) -> bool:

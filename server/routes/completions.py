@@ -14,8 +14,7 @@ from server.docs import post
 from server.generation import Generation
 from server.logprobs import prompt_entries
 from server.prompts import Prompt
-from server.render import Choice, Chunks, CompletionChunks, Echo, Head, reply
-from server.routes.api import Reports
+from server.render import Choice, Chunks, CompletionChunks, Echo, Fields, reply
 from server.routes.common import kept_tokens, plain
 from server.routes.generate import GenerationApi
 from server.schema.common import to_sampling_params
@@ -45,20 +44,13 @@ class CompletionApi(GenerationApi[CompletionRequest]):
             prompt_logprobs=of_prompt if request.prompt_logprobs is None else request.prompt_logprobs,
         )
 
-    def chunks(self, request: CompletionRequest, head: Head, generation: Generation) -> Chunks:
-        echoes = self._echoes(request, generation)
+    def chunks(self, request: CompletionRequest, generation: Generation) -> Chunks:
+        head, echoes = self.head(generation), self._echoes(request, generation)
         return CompletionChunks(
             head, lambda: generation.usage, request.usage_in_stream, self.service.tokenizer, echoes
         )
 
-    def reply(
-        self,
-        request: CompletionRequest,
-        head: Head,
-        generation: Generation,
-        choices: Sequence[Choice],
-        cache: Reports | None,
-    ) -> bytes:
+    def reply(self, request: CompletionRequest, generation: Generation, choices: Sequence[Choice]) -> Fields:
         wanted = request.logprobs is not None
         echoes = self._echoes(request, generation)
         rendered = [
@@ -66,7 +58,7 @@ class CompletionApi(GenerationApi[CompletionRequest]):
         ]
         for fields, choice in zip(rendered, choices, strict=True):
             fields.update(self._additions(request, generation, choice))
-        return reply(head, "text_completion", rendered, generation.usage, cache)
+        return reply(self.head(generation), "text_completion", rendered, generation.usage)
 
     def _additions(
         self, request: CompletionRequest, generation: Generation, choice: Choice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 from fastapi import APIRouter
@@ -16,8 +16,8 @@ from engine.types import SamplingParams, TokenEvent
 from server.docs import post
 from server.generation import Generation
 from server.prompts import Prompt
-from server.render import encode
-from server.routes.api import Api, Reports
+from server.render import Fields, encode
+from server.routes.api import Api
 from server.routes.common import kept_tokens, plain
 from server.schema.embeddings import EmbeddingReply, EmbeddingRequest
 from server.service import Service
@@ -57,10 +57,10 @@ class EmbeddingApi(Api[EmbeddingRequest]):
         data, in_base64 = [vector.data for vector in vectors], request.encoding_format == "base64"
         work = sum(map(len, data)) // VALUE_BYTES
         written = await self.service.prompts.run(work, lambda: [_written(raw, in_base64) for raw in data])
-        return Response(self._reply(generation, written), 200, headers, "application/json")
+        return self.whole(generation, self._reply(generation, written), headers)
 
-    def _reply(self, generation: Generation, written: Sequence[msgspec.Raw]) -> bytes:
-        fields: dict[str, Any] = {
+    def _reply(self, generation: Generation, written: Sequence[msgspec.Raw]) -> Fields:
+        return {
             "id": generation.id,
             "object": "list",
             "data": [
@@ -74,8 +74,6 @@ class EmbeddingApi(Api[EmbeddingRequest]):
                 "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
             },
         }
-        cache: Reports | None = self.reports(generation)
-        return encode(fields if cache is None else {**fields, "cache": cache})
 
 
 def _written(data: bytes, in_base64: bool) -> msgspec.Raw:

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.generation import Generation
-from server.render import Choice, ExplainedChunks, Frames, Head
-from server.routes.api import Api, Reports
+from server.render import Choice, ExplainedChunks, Fields, Frames, Head
+from server.routes.api import Api
 from server.routes.common import explainer
 from server.schema.common import RequestT
 from server.streaming import EventStream, collect
@@ -25,36 +25,30 @@ class GenerationApi(Api[RequestT]):
     prompt_ids_per_choice: ClassVar = False  # where replies say them
 
     @abstractmethod
-    def chunks(self, request: RequestT, head: Head, generation: Generation) -> Frames: ...
+    def chunks(self, request: RequestT, generation: Generation) -> Frames: ...
 
     def choices(self, request: RequestT, generation: Generation) -> Sequence[Choice]:
         """What a whole reply is collected in."""
         return [Choice(index) for index in range(len(generation.prompts) * generation.params.n)]
 
     @abstractmethod
-    def reply(
-        self,
-        request: RequestT,
-        head: Head,
-        generation: Generation,
-        choices: Sequence[Choice],
-        cache: Reports | None,
-    ) -> bytes: ...
+    def reply(self, request: RequestT, generation: Generation, choices: Sequence[Choice]) -> Fields: ...
+
+    def head(self, generation: Generation) -> Head:
+        """Made when the reply begins."""
+        return Head(generation.id, int(time.time()), self.service.model_name, self.service.fingerprint)
 
     async def answer(
         self, request: RequestT, generation: Generation, http: Request, headers: dict[str, str]
     ) -> Response:
-        choices = self.choices(request, generation)
-        if not request.stream:
-            await collect(self.service, generation, http.receive, choices)
-        head = Head(generation.id, int(time.time()), self.service.model_name, self.service.fingerprint)
         if request.stream:
-            return EventStream(self.service, generation, self._stream(request, head, generation), headers)
-        body = self.reply(request, head, generation, choices, self.reports(generation))
-        return Response(body, 200, headers, "application/json")
+            return EventStream(self.service, generation, self._stream(request, generation), headers)
+        choices = self.choices(request, generation)
+        await collect(self.service, generation, http.receive, choices)
+        return self.whole(generation, self.reply(request, generation, choices), headers)
 
-    def _stream(self, request: RequestT, head: Head, generation: Generation) -> Frames:
-        chunks = self.chunks(request, head, generation)
+    def _stream(self, request: RequestT, generation: Generation) -> Frames:
+        chunks = self.chunks(request, generation)
         if request.return_token_ids:
             prompts, n = [prompt.ids for prompt in generation.prompts], generation.params.n
             chunks = TokenIdChunks(chunks, prompts, n, per_choice=self.prompt_ids_per_choice)

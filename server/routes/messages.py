@@ -10,10 +10,9 @@ from starlette.responses import Response
 
 from server.docs import post
 from server.generation import Generation
-from server.render import Choice, Frames, Head, encode
+from server.render import Choice, Fields, Frames, encode
 from server.render_messages import MessageStream, reply
 from server.render_pieces import PiecesChoice
-from server.routes.api import Reports
 from server.routes.common import read_body, read_question
 from server.routes.translated import TranslatedApi
 from server.schema.chat import ChatRequest
@@ -39,20 +38,13 @@ class MessagesApi(TranslatedApi):
         request = parse(MessagesRequest, await read_body(self.service, http))
         return from_messages(request, self.service.notations)
 
-    def chunks(self, request: ChatRequest, head: Head, generation: Generation) -> Frames:
-        return MessageStream(head, generation, self.reader(request, generation))
+    def chunks(self, request: ChatRequest, generation: Generation) -> Frames:
+        return MessageStream(self.head(generation), generation, self.reader(request, generation))
 
-    def reply(
-        self,
-        request: ChatRequest,
-        head: Head,
-        generation: Generation,
-        choices: Sequence[Choice],
-        cache: Reports | None,
-    ) -> bytes:
+    def reply(self, request: ChatRequest, generation: Generation, choices: Sequence[Choice]) -> Fields:
         (choice,) = choices
         assert isinstance(choice, PiecesChoice)
-        return reply(head, generation, choice, cache)
+        return reply(self.head(generation), generation, choice)
 
     async def count(self, http: Request) -> Response:
         """Answers without running the prompt."""

@@ -16,12 +16,11 @@ from server.docs import describe_query, post
 from server.errors import ApiError, invalid, shorten
 from server.generation import Generation
 from server.middleware.auth import tenant_of
-from server.render import Choice, Frames, Head, encode
+from server.render import Choice, Fields, Frames, encode
 from server.render_pieces import PiecesChoice
 from server.render_responses import ResponseStream, Sheet, whole
-from server.response_items import Fields, from_input
+from server.response_items import from_input
 from server.response_store import ResponseStore, Stored
-from server.routes.api import Reports
 from server.routes.common import read_body
 from server.routes.translated import TranslatedApi
 from server.schema.chat import ChatRequest
@@ -78,7 +77,7 @@ class ResponsesApi(TranslatedApi):
         body = {"object": "response.input_tokens", "input_tokens": await self.prompt_tokens(request)}
         return Response(encode(body), 200, headers, "application/json")
 
-    def chunks(self, request: ChatRequest, head: Head, generation: Generation) -> Frames:
+    def chunks(self, request: ChatRequest, generation: Generation) -> Frames:
         source, context = _told(request)
         reader = self.reader(request, generation)
         key = (context.tenant, generation.id)
@@ -87,27 +86,20 @@ class ResponsesApi(TranslatedApi):
             if self._live.pop(key, None) is not None:
                 self._keep(source, context, response)
 
-        sheet = Sheet(head, generation, source, reader)
+        sheet = Sheet(self.head(generation), generation, source, reader)
         stream = ResponseStream(sheet, generation, reader, finished)
         if source.store is not False:
             self._live[key] = stream
         return stream
 
-    def reply(
-        self,
-        request: ChatRequest,
-        head: Head,
-        generation: Generation,
-        choices: Sequence[Choice],
-        cache: Reports | None,
-    ) -> bytes:
+    def reply(self, request: ChatRequest, generation: Generation, choices: Sequence[Choice]) -> Fields:
         source, context = _told(request)
         (choice,) = choices
         assert isinstance(choice, PiecesChoice)
-        response = whole(Sheet(head, generation, source, choice.reader), choice)
+        response = whole(Sheet(self.head(generation), generation, source, choice.reader), choice)
         if source.store is not False:
             self._keep(source, context, response)
-        return encode(response if cache is None else {**response, "cache": cache})
+        return response
 
     def _keep(self, source: ResponsesRequest, context: Context, response: Fields) -> None:
         stored = Stored(

@@ -12,17 +12,15 @@ from server.routes.common import check_model, conversation
 from server.schema.chat import ChatRequest
 from server.schema.common import WireModel
 from server.translate import Translated, naming
-from server.unknown import check
 
 
 class TranslatedApi(ChatApi):
     """One such API."""
 
-    def _check_fields(self, request: ChatRequest) -> dict[str, str]:
+    def sent(self, request: ChatRequest) -> WireModel:
         assert isinstance(request, Translated)
         source: WireModel = request.source
-        self.service.metrics.unknown_fields[self.name] += len(source.unknown_fields)
-        return check(source, strict=self.service.settings.strict)
+        return source
 
     async def prompt_tokens(self, request: ChatRequest) -> int:
         """How many tokens the request's prompt has. Runs nothing.
