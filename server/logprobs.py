@@ -15,15 +15,16 @@ from server.prompts import Tokenizer
 FLOOR = -9999.0
 
 
-def chat_entries(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """The `content` list of a chat choice."""
-    return [
+def chat_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """The `logprobs` of a chat choice."""
+    content = [
         {
             **_chat_token(tokenizer, entry.token_id, entry.logprob),
             "top_logprobs": [_chat_token(tokenizer, token_id, logprob) for token_id, logprob in entry.top],
         }
         for entry in logprobs
     ]
+    return {"content": content, "refusal": None}
 
 
 def _chat_token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ the escaping of its text and one join.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import msgspec
 
 from engine.types import TokenEvent, TokenLogprob
 from server.errors import ApiError
-from server.logprobs import LegacyLogprobs, chat_entries
+from server.logprobs import LegacyLogprobs, chat_logprobs
 from server.prompts import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
@@ -55,11 +55,6 @@ class Head:
         }
 
 
-def error_frame(body: bytes) -> bytes:
-    """An error inside a stream that has begun with status 200."""
-    return b"data: " + body + b"\n\n"
-
-
 class Frames(Protocol):
     """What writes one stream.
 
@@ -67,22 +62,29 @@ class Frames(Protocol):
         keep_alive: sent when nothing else was for a while.
     """
 
-    @property
-    def keep_alive(self) -> bytes: ...
+    keep_alive: bytes = KEEP_ALIVE
+
     def begin(self) -> bytes:
         """The frames before the first token's; may be empty."""
-        ...
+        return b""
 
-    def event(self, choice: int, event: TokenEvent) -> bytes: ...
-    def end(self) -> bytes: ...
-    def failed(self, error: ApiError) -> bytes: ...
+    @abstractmethod
+    def event(self, choice: int, event: TokenEvent) -> bytes:
+        """The frames for one event; may be empty."""
+
+    @abstractmethod
+    def end(self) -> bytes:
+        """The frames after the last event."""
+
+    @abstractmethod
+    def failed(self, error: ApiError) -> bytes:
+        """The frames after which a stream that broke ends."""
 
 
-class Chunks(ABC):
+class Chunks(Frames):
     """Renders one stream. `usage` is read for the last chunk, and for all with continuous usage."""
 
     object_name: str
-    keep_alive = KEEP_ALIVE
 
     def __init__(self, head: Head, usage: Usage, usage_in_stream: tuple[bool, bool]) -> None:
         self._usage = usage
@@ -90,23 +92,13 @@ class Chunks(ABC):
         self._base = encode(head.fields(self.object_name))[:-1]
         self._plain_end = self._ending()
 
-    def begin(self) -> bytes:
-        """The frames before the first token's."""
-        return b""
-
-    @abstractmethod
-    def event(self, choice: int, event: TokenEvent) -> bytes:
-        """The frames for one event; may be empty."""
-
     def end(self) -> bytes:
-        """The frames after the last event."""
         if not self._last_usage:
             return DONE
         return b"data: " + self._base + b',"choices":[],"usage":' + encode(self._usage()) + b"}\n\n" + DONE
 
     def failed(self, error: ApiError) -> bytes:
-        """The frames after which a stream that broke ends."""
-        return error_frame(error.body()) + DONE
+        return b"data: " + error.body() + b"\n\n" + DONE
 
     def _lead(self, choice: int, field: bytes) -> bytes:
         return b'data: %b,"choices":[{"index":%d,%b' % (self._base, choice, field)
@@ -191,14 +183,15 @@ class ChatChunks(Chunks):
         return self._lead(choice, delta + b',"logprobs":null,"finish_reason":null') + self._close()
 
     def _text_tail(self, event: TokenEvent) -> bytes:
-        logprobs: Any = None
-        if event.logprobs:
-            logprobs = {"content": chat_entries(self._tokenizer, event.logprobs), "refusal": None}
+        logprobs = chat_logprobs(self._tokenizer, event.logprobs) if event.logprobs else None
         return b'},"logprobs":' + encode(logprobs) + b',"finish_reason":null' + self._close()
 
     def _finish(self, choice: int, event: TokenEvent) -> bytes:
-        fields = b'"delta":{},"logprobs":null,' + encode(ending_fields(event))[1:-1]
+        fields = b'"delta":{},"logprobs":null,' + encode(self._ending_fields(choice, event))[1:-1]
         return self._lead(choice, fields) + self._close()
+
+    def _ending_fields(self, choice: int, event: TokenEvent) -> Fields:
+        return ending_fields(event)
 
 
 class CompletionChunks(Chunks):
@@ -291,12 +284,10 @@ class Choice:
 
     def chat(self, tokenizer: Tokenizer, with_logprobs: bool) -> dict[str, Any]:
         entries = [entry for event in self._events for entry in event.logprobs]
-        logprobs = {"content": chat_entries(tokenizer, entries), "refusal": None} if with_logprobs else None
-        message = {"role": "assistant", "content": self.text, "refusal": None}
         return {
             "index": self.index,
-            "message": message,
-            "logprobs": logprobs,
+            "message": {"role": "assistant", "content": self.text, "refusal": None},
+            "logprobs": chat_logprobs(tokenizer, entries) if with_logprobs else None,
             **ending_fields(self.last),
         }
 

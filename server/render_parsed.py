@@ -7,17 +7,29 @@ read come this way: others stay on render.py's shorter one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.types import FinishReason, TokenEvent
-from server.logprobs import chat_entries
-from server.parsing.message import Call, Message
-from server.parsing.parser import OutputParser
-from server.parsing.pieces import CallArguments, CallEnd, CallStart, Content, Piece, Reasoning
+from server.logprobs import chat_logprobs
+from server.parsing.message import Call
+from server.parsing.pieces import CallArguments, CallStart, Content, Piece, Reasoning
 from server.prompts import Tokenizer
-from server.render import ChatChunks, Choice, Head, Usage, encode, ending_fields
+from server.render import ChatChunks, Fields, Head, Usage, encode, ending_fields
+from server.render_pieces import PiecesChoice, Reader
 
 TOOL_CALLS = "tool_calls"
+
+
+class Shown(NamedTuple):
+    """What of a reply its caller is shown.
+
+    Attributes:
+        reasoning: what the model thought.
+        calls_ended_it: that it ended because of its calls; not where the caller named the function.
+    """
+
+    reasoning: bool
+    calls_ended_it: bool
 
 
 class ParsedChunks(ChatChunks):
@@ -26,9 +38,7 @@ class ParsedChunks(ChatChunks):
     A call that breaks has been shown in part: its arguments stay without an end, and the rest is content.
 
     Args:
-        parsers: one for each choice.
-        show_reasoning: whether the caller wants to see it.
-        named: the caller named the function that is called.
+        readers: one for each choice.
     """
 
     _before_text = b'"delta":'
@@ -39,37 +49,28 @@ class ParsedChunks(ChatChunks):
         usage: Usage,
         usage_in_stream: tuple[bool, bool],
         tokenizer: Tokenizer,
-        parsers: Sequence[OutputParser],
-        *,
-        show_reasoning: bool = True,
-        named: bool = False,
+        readers: Sequence[Reader],
+        shown: Shown,
     ) -> None:
-        super().__init__(head, usage, usage_in_stream, tokenizer, len(parsers))
-        self._parsers = parsers
-        self._show_reasoning = show_reasoning
-        self._named = named
-        self._called: set[int] = set()
-        if parsers[0].may_call:
+        super().__init__(head, usage, usage_in_stream, tokenizer, len(readers))
+        self._readers = readers
+        self._shown = shown
+        if readers[0].may_call:
             self._first_content = b"null"  # as OpenAI begins a reply that may be a call alone
 
     def event(self, choice: int, event: TokenEvent) -> bytes:
-        parser = self._parsers[choice]
-        pieces = parser.push(event.text, event.token_ids)
-        if event.finish_reason is not None:
-            pieces += parser.finish()
+        pieces = self._readers[choice].pieces(event)
         frames: list[bytes] = []
-        if any(isinstance(piece, CallEnd) for piece in pieces):
-            self._called.add(choice)
         deltas = [delta for piece in pieces if (delta := self._delta(piece)) is not None]
-        logprobs: Any = None
+        logprobs = None
         if event.logprobs:
-            logprobs = {"content": chat_entries(self._tokenizer, event.logprobs), "refusal": None}
+            logprobs = chat_logprobs(self._tokenizer, event.logprobs)
             deltas = deltas or [{}]
         for delta in deltas:
             frames.append(self._frame(choice, delta, logprobs))
             logprobs = None
         if event.finish_reason is not None:
-            frames.append(self._last(choice, event))
+            frames.append(self._finish(choice, event))
         return b"".join(frames)
 
     def _delta(self, piece: Piece) -> Mapping[str, Any] | None:
@@ -77,7 +78,7 @@ class ParsedChunks(ChatChunks):
             case Content(text):
                 return {"content": text}
             case Reasoning(text):
-                return {"reasoning_content": text, "reasoning": text} if self._show_reasoning else None
+                return {"reasoning_content": text, "reasoning": text} if self._shown.reasoning else None
             case CallStart(index, identity, name):
                 function = {"name": name, "arguments": ""}
                 return {
@@ -91,46 +92,30 @@ class ParsedChunks(ChatChunks):
         end = b',"logprobs":' + encode(logprobs) + b',"finish_reason":null' + self._close()
         return self._leads[choice] + encode(delta) + end
 
-    def _last(self, choice: int, event: TokenEvent) -> bytes:
-        ending = _ending(event, choice in self._called and not self._named)
-        return self._lead(choice, b'"delta":{},"logprobs":null,' + encode(ending)[1:-1]) + self._close()
+    def _ending_fields(self, choice: int, event: TokenEvent) -> Fields:
+        return _ending(event, self._readers[choice].called and self._shown.calls_ended_it)
 
 
-class ParsedChoice(Choice):
-    """One choice of a whole reply, read while it is collected."""
+class ParsedChoice(PiecesChoice):
+    """One choice of a whole chat reply."""
 
-    def __init__(
-        self, index: int, parser: OutputParser, *, show_reasoning: bool = True, named: bool = False
-    ) -> None:
-        super().__init__(index)
-        self._named = named
-        self._parser = parser
-        self._show_reasoning = show_reasoning
-        self._pieces: list[Piece] = []
-
-    def add(self, event: TokenEvent) -> None:
-        super().add(event)
-        self._pieces += self._parser.push(event.text, event.token_ids)
-        if event.finish_reason is not None:
-            self._pieces += self._parser.finish()
-
-    @property
-    def reasoning_tokens(self) -> int:
-        return self._parser.reasoning_tokens
+    def __init__(self, reader: Reader, index: int, shown: Shown) -> None:
+        super().__init__(reader, index)
+        self._shown = shown
 
     def chat(self, tokenizer: Tokenizer, with_logprobs: bool) -> dict[str, Any]:
-        said = Message.of(self._pieces)
+        said = self.message
         message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
         if not said.content and (said.calls or said.reasoning):
             message["content"] = None
         if said.calls:
             message["tool_calls"] = [_call(call) for call in said.calls]
-        if said.reasoning and self._show_reasoning:
+        if said.reasoning and self._shown.reasoning:
             message |= {"reasoning_content": said.reasoning, "reasoning": said.reasoning}
         return {
             **super().chat(tokenizer, with_logprobs),
             "message": message,
-            **_ending(self.last, bool(said.calls) and not self._named),
+            **_ending(self.last, bool(said.calls) and self._shown.calls_ended_it),
         }
 
 

@@ -1,20 +1,19 @@
-"""Replies of APIs whose shapes are lists of parts: one choice, read by the same parsers as chat's.
+"""Replies that are more than text: one choice's events, read as pieces, for all APIs.
 
 Knows pieces and events; each API's own file knows its shapes.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 from engine.types import FinishReason, TokenEvent
-from server.errors import ApiError
 from server.parsing.message import Message
 from server.parsing.parser import OutputParser
 from server.parsing.pieces import CallEnd, Content, Piece
-from server.render import KEEP_ALIVE, Choice, encode
+from server.render import Choice, Frames, encode
 
 
 def named_event(name: str, data: Mapping[str, Any]) -> bytes:
@@ -23,11 +22,24 @@ def named_event(name: str, data: Mapping[str, Any]) -> bytes:
 
 
 class Reader:
-    """Events -> pieces. `parser` None: all text is content."""
+    """One choice's events -> pieces. `parser` None: all text is content.
+
+    Attributes:
+        called: whether a call has been made.
+    """
 
     def __init__(self, parser: OutputParser | None) -> None:
         self._parser = parser
         self.called = False
+
+    @property
+    def is_plain(self) -> bool:
+        return self._parser is None
+
+    @property
+    def may_call(self) -> bool:
+        """Whether calls are looked for."""
+        return self._parser is not None and self._parser.may_call
 
     @property
     def reasoning_tokens(self) -> int:
@@ -45,10 +57,10 @@ class Reader:
 
 
 class PiecesChoice(Choice):
-    """The choice of a whole reply."""
+    """One choice of a whole reply, read while it is collected."""
 
-    def __init__(self, reader: Reader) -> None:
-        super().__init__(0)
+    def __init__(self, reader: Reader, index: int = 0) -> None:
+        super().__init__(index)
         self.reader = reader
         self._pieces: list[Piece] = []
 
@@ -65,22 +77,16 @@ class PiecesChoice(Choice):
         return Message.of(self._pieces)
 
 
-class PiecesStream(ABC):
+class PiecesStream(Frames):
     """The one choice of a stream.
 
     Attributes:
         last: the event with the finish reason, once it has come.
     """
 
-    keep_alive = KEEP_ALIVE
-
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self.last: TokenEvent | None = None
-
-    @abstractmethod
-    def begin(self) -> bytes:
-        """The frames before all others."""
 
     def event(self, choice: int, event: TokenEvent) -> bytes:
         frames = [self.piece(piece) for piece in self.reader.pieces(event)]
@@ -95,9 +101,3 @@ class PiecesStream(ABC):
 
     @abstractmethod
     def piece(self, piece: Piece) -> bytes: ...
-
-    @abstractmethod
-    def end(self) -> bytes: ...
-
-    @abstractmethod
-    def failed(self, error: ApiError) -> bytes: ...

@@ -14,10 +14,10 @@ from engine.types import SamplingParams
 from server.docs import post
 from server.generation import Generation
 from server.logprobs import prompt_entries
-from server.parsing.parser import OutputParser
 from server.prompts import Prompt
 from server.render import ChatChunks, Choice, Fields, Frames, reply
-from server.render_parsed import ParsedChoice, ParsedChunks
+from server.render_parsed import ParsedChoice, ParsedChunks, Shown
+from server.render_pieces import Reader
 from server.routes.common import conversation, kept_tokens
 from server.routes.generate import GenerationApi
 from server.schema.chat import ChatRequest
@@ -62,41 +62,36 @@ class ChatApi(GenerationApi[ChatRequest]):
         with_tools = call_options(notations, request) is not None
         return notations.hidden_markers(tokenizer.control, tokenizer.special_ids, tools=with_tools)
 
-    def _parsers(self, request: ChatRequest, generation: Generation) -> list[OutputParser]:
-        """One for each choice; none where replies are text and nothing else."""
+    def readers(self, request: ChatRequest, generation: Generation) -> list[Reader]:
+        """One for each choice; all are plain, or none."""
+        n = generation.params.n
         if request.constrained and not request.may_call:
-            return []
-        notations, tokenizer = self.service.notations, self.service.tokenizer
+            return [Reader(None) for _ in range(n)]
+        notations, control = self.service.notations, self.service.tokenizer.control
         opened, options = self._opened(generation.prompts), call_options(notations, request)
-        made = [
-            notations.parser(options, tokenizer.control, opened=opened) for _ in range(generation.params.n)
-        ]
-        return [parser for parser in made if parser is not None]
+        return [Reader(notations.parser(options, control, opened=opened)) for _ in range(n)]
 
     def chunks(self, request: ChatRequest, generation: Generation) -> Frames:
-        parsers = self._parsers(request, generation)
+        readers = self.readers(request, generation)
 
-        def usage() -> dict[str, Any]:
-            return _usage(generation, sum(parser.reasoning_tokens for parser in parsers))
+        def usage() -> Fields:
+            return _usage(generation, readers)
 
         common = self.head(generation), usage, request.usage_in_stream, self.service.tokenizer
-        if not parsers:
-            return ChatChunks(*common, generation.params.n)
-        show = request.include_reasoning is not False
-        return ParsedChunks(*common, parsers, show_reasoning=show, named=_named(request))
+        if readers[0].is_plain:
+            return ChatChunks(*common, len(readers))
+        return ParsedChunks(*common, readers, _shown(request))
 
     def choices(self, request: ChatRequest, generation: Generation) -> Sequence[Choice]:
-        parsers = self._parsers(request, generation)
-        show = request.include_reasoning is not False
-        return [
-            ParsedChoice(index, parser, show_reasoning=show, named=_named(request))
-            for index, parser in enumerate(parsers)
-        ] or super().choices(request, generation)
+        readers = self.readers(request, generation)
+        if readers[0].is_plain:
+            return super().choices(request, generation)
+        return [ParsedChoice(reader, index, _shown(request)) for index, reader in enumerate(readers)]
 
     def reply(self, request: ChatRequest, generation: Generation, choices: Sequence[Choice]) -> Fields:
         wanted = bool(request.logprobs)
         rendered = [choice.chat(self.service.tokenizer, wanted) for choice in choices]
-        usage = _usage(generation, sum(choice.reasoning_tokens for choice in choices))
+        usage = _usage(generation, choices)
         more: dict[str, Any] = {}
         if request.prompt_logprobs is not None:
             found = choices[0].prompt_logprobs
@@ -108,11 +103,13 @@ class ChatApi(GenerationApi[ChatRequest]):
         return reply(self.head(generation), "chat.completion", rendered, usage, more)
 
 
-def _named(request: ChatRequest) -> bool:
-    return request.tool_choice is not None and request.tool_choice.function
+def _shown(request: ChatRequest) -> Shown:
+    named = request.tool_choice is not None and request.tool_choice.function
+    return Shown(request.include_reasoning is not False, not named)
 
 
-def _usage(generation: Generation, reasoning_tokens: int) -> dict[str, Any]:
+def _usage(generation: Generation, choices: Sequence[Choice] | Sequence[Reader]) -> Fields:
+    reasoning_tokens = sum(choice.reasoning_tokens for choice in choices)
     return {**generation.usage, "completion_tokens_details": {"reasoning_tokens": reasoning_tokens}}
 
 

@@ -39,7 +39,8 @@ class MessagesApi(TranslatedApi):
         return from_messages(request, self.service.notations)
 
     def chunks(self, request: ChatRequest, generation: Generation) -> Frames:
-        return MessageStream(self.head(generation), generation, self.reader(request, generation))
+        (reader,) = self.readers(request, generation)
+        return MessageStream(self.head(generation), generation, reader)
 
     def reply(self, request: ChatRequest, generation: Generation, choices: Sequence[Choice]) -> Fields:
         (choice,) = choices

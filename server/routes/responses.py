@@ -79,7 +79,7 @@ class ResponsesApi(TranslatedApi):
 
     def chunks(self, request: ChatRequest, generation: Generation) -> Frames:
         source, context = _told(request)
-        reader = self.reader(request, generation)
+        (reader,) = self.readers(request, generation)
         key = (context.tenant, generation.id)
 
         def finished(response: Fields) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from server.generation import Generation
 from server.render import Choice
-from server.render_pieces import PiecesChoice, Reader
+from server.render_pieces import PiecesChoice
 from server.routes.chat import ChatApi
 from server.routes.common import check_model, conversation
 from server.schema.chat import ChatRequest
@@ -33,8 +33,5 @@ class TranslatedApi(ChatApi):
             prompt = await conversation(self.service, request.messages, request, locate=False)
         return len(prompt.ids)
 
-    def reader(self, request: ChatRequest, generation: Generation) -> Reader:
-        return Reader(next(iter(self._parsers(request, generation)), None))
-
     def choices(self, request: ChatRequest, generation: Generation) -> Sequence[Choice]:
-        return [PiecesChoice(self.reader(request, generation))]
+        return [PiecesChoice(reader) for reader in self.readers(request, generation)]

@@ -6,7 +6,7 @@ import json
 import math
 
 from engine.types import FinishReason, TokenEvent, TokenLogprob
-from server.logprobs import LegacyLogprobs, chat_entries
+from server.logprobs import LegacyLogprobs, chat_logprobs
 from server.render import DONE, ChatChunks, Choice, CompletionChunks, Echo, Head
 from tests.helpers.fake_client import FakeTokenizer
 from tests.helpers.http import chat_text, frames
@@ -63,7 +63,7 @@ def test_the_stop_reason_is_told_where_there_is_one() -> None:
 
 def test_impossible_tokens_are_numbers_in_json() -> None:
     entry = TokenLogprob(65, -math.inf, ((66, -math.inf),))
-    (chat,) = chat_entries(TOKENIZER, [entry])
+    (chat,) = chat_logprobs(TOKENIZER, [entry])["content"]
     assert chat["logprob"] == chat["top_logprobs"][0]["logprob"] == -9999.0
     assert json.dumps(LegacyLogprobs(TOKENIZER).lists([65], [entry]), allow_nan=False)
 
@@ -77,7 +77,7 @@ def test_parts_of_characters_stay_distinct() -> None:
         token in top and len(top) == 2
         for token, top in zip(lists["tokens"], lists["top_logprobs"], strict=True)
     )
-    assert [entry["bytes"] for entry in chat_entries(TOKENIZER, entries)] == [[0xC3], [0xA9]]
+    assert [entry["bytes"] for entry in chat_logprobs(TOKENIZER, entries)["content"]] == [[0xC3], [0xA9]]
 
 
 def test_an_echo_comes_first_and_offsets_go_on() -> None:
