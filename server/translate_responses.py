@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from server.errors import invalid
 from server.render import Fields
 from server.response_items import chat_messages
 from server.schema.responses import ResponsesRequest, TextOptions
+from server.schema.tools import settle
 from server.translate import Translated, chat_tool, json_schema, translated
 
 NAMES = {
@@ -57,7 +57,7 @@ def from_responses(
         "model": request.model,
         "messages": messages,
         "tools": tools or None,
-        "tool_choice": _choice(request.tool_choice),
+        "tool_choice": settle(request.tool_choice, bare=True),
         "parallel_tool_calls": request.parallel_tool_calls,
         "reasoning_effort": request.reasoning.effort if request.reasoning is not None else None,
         "max_tokens": request.max_output_tokens,
@@ -71,20 +71,6 @@ def from_responses(
         **_text(request.text),
     }
     return translated(request, fields, Context(tenant, inputs))
-
-
-def _choice(choice: Any) -> Any:
-    """Functions are named without a `function` around the name here."""
-    if not isinstance(choice, dict):
-        return choice
-    if choice["type"] == "function":
-        return _named(choice)
-    tools = [_named(tool) for tool in choice["tools"]]
-    return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": tools}}
-
-
-def _named(tool: Fields) -> Fields:
-    return {"type": "function", "function": {"name": tool["name"]}}
 
 
 def _text(options: TextOptions | None) -> Fields:

@@ -15,7 +15,7 @@ from server.schema.cache import CacheExplanation
 from server.schema.chat import MAX_MESSAGES, Effort, TemplateKwargs
 from server.schema.common import CACHE_SALT, INT32_MAX, PRIORITY, CacheSalt, WireModel, field_error
 from server.schema.or_text import OrText
-from server.schema.tools import MAX_ID_CHARS, MAX_TOOLS, NAME
+from server.schema.tools import MAX_ID_CHARS, MAX_TOOLS, NAME, choice_schema, settle
 
 MAX_PARTS = 2048
 MAX_METADATA = 16
@@ -110,47 +110,12 @@ class ResponseTool(WireModel):
 
 
 def _check_choice(value: Any) -> Any:
-    """The same words as in the chat API, and functions without a `function` around their names."""
-    if value is None or value in ("none", "auto", "required"):
-        return value
-    if isinstance(value, dict) and value.get("type") == "function":
-        named = [value]
-    elif isinstance(value, dict) and value.get("type") == "allowed_tools":
-        tools = value.get("tools")
-        named = tools if isinstance(tools, list) else []
-        if not named or value.get("mode") not in ("auto", "required"):
-            raise field_error("allowed_tools needs a mode, auto or required, and a list of tools")
-    else:
-        raise field_error('must be "none", "auto", "required" or an object that names a function')
-    for tool in named:
-        if (
-            not isinstance(tool, dict)
-            or tool.get("type") != "function"
-            or not isinstance(tool.get("name"), str)
-        ):
-            raise field_error('a function is named by {"type": "function", "name": "..."}')
+    """Stays as it was sent: replies repeat it."""
+    settle(value, bare=True)
     return value
 
 
-_NAMED = {
-    "type": "object",
-    "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
-    "required": ["type", "name"],
-}
-_ALLOWED = {
-    "type": "object",
-    "properties": {
-        "type": {"const": "allowed_tools"},
-        "mode": {"enum": ["auto", "required"]},
-        "tools": {"type": "array", "minItems": 1, "items": _NAMED},
-    },
-    "required": ["type", "mode", "tools"],
-}
-ToolChoice = Annotated[
-    Any,
-    BeforeValidator(_check_choice),
-    WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, _NAMED, _ALLOWED, {"type": "null"}]}),
-]
+ToolChoice = Annotated[Any, BeforeValidator(_check_choice), WithJsonSchema(choice_schema(bare=True))]
 
 
 class ReasoningOptions(WireModel):

@@ -15,6 +15,7 @@ MAX_TOOLS = 128
 MAX_TOOL_CALLS = 128
 MAX_ID_CHARS = 256
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+_MODES = ("none", "auto", "required")
 
 
 class Function(WireModel):
@@ -59,60 +60,52 @@ class Choice(WireModel):
     function: bool = False
 
 
-def _parse_choice(value: Any) -> Any:
-    """A word, {"type": "function", ...} or {"type": "allowed_tools", ...}."""
+def settle(value: Any, *, bare: bool = False) -> Choice | None:
+    """What a word, {"type": "function", ...} or {"type": "allowed_tools", ...} says.
+
+    Args:
+        bare: as the Responses API writes the objects: what they are about stands in them, not one level down.
+    """
     if value is None or isinstance(value, Choice):
         return value
-    if isinstance(value, str):
-        if value not in ("none", "auto", "required"):
-            raise field_error('must be "none", "auto", "required" or an object that names a function')
+    if isinstance(value, str) and value in _MODES:
         return Choice(mode=value)  # type: ignore[arg-type]
     if not isinstance(value, dict) or value.get("type") not in ("function", "allowed_tools"):
         raise field_error('must be "none", "auto", "required" or an object that names a function')
     if value["type"] == "function":
-        return Choice(mode="required", names=(_name(value),), function=True)
-    allowed = value.get("allowed_tools")
+        return Choice(mode="required", names=(_name(value, bare),), function=True)
+    allowed = value if bare else value.get("allowed_tools")
     allowed = allowed if isinstance(allowed, dict) else {}
     tools = allowed.get("tools")
     if not isinstance(tools, list) or not tools or allowed.get("mode") not in ("auto", "required"):
         raise field_error("allowed_tools needs a mode, auto or required, and a list of tools")
-    return Choice(mode=allowed["mode"], names=tuple(_name(tool) for tool in tools))
+    return Choice(mode=allowed["mode"], names=tuple(_name(tool, bare) for tool in tools))
 
 
-def _name(value: Any) -> str:
-    function = value.get("function") if isinstance(value, dict) else None
+def _name(value: Any, bare: bool) -> str:
+    tool = value if isinstance(value, dict) else {}
+    function = tool.get("function") if not bare else tool if tool.get("type") == "function" else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
-        raise field_error('a function is named by {"type": "function", "function": {"name": "..."}}')
+        form = '"name": "..."' if bare else '"function": {"name": "..."}'
+        raise field_error(f'a function is named by {{"type": "function", {form}}}')
     return name
 
 
-_NAMED = {
-    "type": "object",
-    "properties": {
-        "type": {"const": "function"},
-        "function": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
-    },
-    "required": ["type", "function"],
-}
-_ALLOWED = {
-    "type": "object",
-    "properties": {
-        "type": {"const": "allowed_tools"},
-        "allowed_tools": {
-            "type": "object",
-            "properties": {
-                "mode": {"enum": ["auto", "required"]},
-                "tools": {"type": "array", "minItems": 1, "items": _NAMED},
-            },
-            "required": ["mode", "tools"],
-        },
-    },
-    "required": ["type", "allowed_tools"],
-}
+def choice_schema(*, bare: bool = False) -> dict[str, Any]:
+    """The same for the API's description."""
 
-ToolChoice = Annotated[
-    Choice | None,
-    BeforeValidator(_parse_choice),
-    WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, _NAMED, _ALLOWED, {"type": "null"}]}),
-]
+    def tagged(kind: str, **fields: Any) -> dict[str, Any]:
+        return _object(type={"const": kind}, **(fields if bare else {kind: _object(**fields)}))
+
+    named = tagged("function", name={"type": "string"})
+    tools = {"type": "array", "minItems": 1, "items": named}
+    allowed = tagged("allowed_tools", mode={"enum": ["auto", "required"]}, tools=tools)
+    return {"anyOf": [{"enum": [*_MODES]}, named, allowed, {"type": "null"}]}
+
+
+def _object(**fields: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": [*fields]}
+
+
+ToolChoice = Annotated[Choice | None, BeforeValidator(settle), WithJsonSchema(choice_schema())]
