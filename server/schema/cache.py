@@ -22,8 +22,8 @@ OptionalPrompts = Annotated[
 ]
 
 
-class ProbeRequest(Conversation):
-    """A prompt, or a conversation, to look up without running it."""
+class PromptOrMessages(Conversation):
+    """A prompt, or a conversation, of which nothing is generated."""
 
     # What would change the prompt and is not built yet; the rest of a generation request is ignored.
     refused: ClassVar = {
@@ -35,16 +35,9 @@ class ProbeRequest(Conversation):
     }
 
     model: str | None = Field(None, description="A name from /v1/models; left out: the served model.")
-    prompt: OptionalPrompts = Field(None, description="Text, token ids, or a list of either.")
+    prompt: Any = None
     messages: list[ChatMessage] | None = Field(
         None, min_length=1, max_length=MAX_MESSAGES, description="In place of a prompt: a conversation."
-    )
-    cache_salt: CacheSalt = CACHE_SALT
-    add_special_tokens: bool | None = Field(
-        True, description="As in completions: begin a text with the model's own first token."
-    )
-    truncate_prompt_tokens: int | None = Field(
-        None, ge=1, le=INT32_MAX, description="As in completions: keep the last so many tokens."
     )
 
     model_config = ConfigDict(
@@ -52,10 +45,23 @@ class ProbeRequest(Conversation):
     )
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> ProbeRequest:
+    def _one_of_two(self) -> PromptOrMessages:
         if (self.prompt is None) == (self.messages is None):
             raise field_error("or messages: send one of the two", "prompt")
         return self
+
+
+class ProbeRequest(PromptOrMessages):
+    """A prompt, or a conversation, to look up without running it."""
+
+    prompt: OptionalPrompts = Field(None, description="Text, token ids, or a list of either.")
+    cache_salt: CacheSalt = CACHE_SALT
+    add_special_tokens: bool | None = Field(
+        True, description="As in completions: begin a text with the model's own first token."
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=1, le=INT32_MAX, description="As in completions: keep the last so many tokens."
+    )
 
 
 class MessageReuse(BaseModel):
