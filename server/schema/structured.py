@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from engine import grammar
 from engine.errors import InvalidRequest
@@ -15,7 +15,14 @@ from engine.grammar import Grammar
 from server.schema import conditions
 from server.schema.common import GenerationRequest, WireModel, field_error
 
-Schema = Annotated[Any, WithJsonSchema({"type": ["object", "boolean"]})]
+
+def _check_schema(schema: Any) -> Any:
+    if not isinstance(schema, dict | bool):
+        raise field_error("must be an object")
+    return schema
+
+
+Schema = Annotated[Any, BeforeValidator(_check_schema), WithJsonSchema({"type": ["object", "boolean"]})]
 
 
 class Strict(WireModel):
@@ -32,11 +39,6 @@ class JsonSchemaFormat(Strict):
     schema_: Schema = Field(alias="schema", description="A JSON Schema.")
     strict: bool | None = Field(None, description="Taken and ignored: every schema is followed exactly.")
 
-    @model_validator(mode="after")
-    def _is_schema(self) -> JsonSchemaFormat:
-        _check_schema(self.schema_, "schema")
-        return self
-
 
 class TagStructure(Strict):
     """A stretch of text: what it begins with, JSON by a schema, and its end."""
@@ -44,11 +46,6 @@ class TagStructure(Strict):
     begin: str
     schema_: Schema = Field(alias="schema")
     end: str
-
-    @model_validator(mode="after")
-    def _is_schema(self) -> TagStructure:
-        _check_schema(self.schema_, "schema")
-        return self
 
 
 class ResponseFormat(Strict):
@@ -135,8 +132,8 @@ class StructuredOutputs(Strict):
             named.remove("json_object")
         if len(named) != 1:
             raise field_error("needs exactly one of " + ", ".join(n.rstrip("_") for n in _KINDS))
-        if self.json_ is not None and not isinstance(self.json_, str):
-            _check_schema(self.json_, "json")
+        if not isinstance(self.json_, dict | bool | str | None):
+            raise field_error("must be an object", "json")
         if self.structural_tag is not None and not isinstance(self.structural_tag, dict | str):
             raise field_error("must be an object, or one written as text", "structural_tag")
         return self
@@ -222,8 +219,3 @@ class ConstrainedRequest(GenerationRequest):
             return None if self.response_format is None else self.response_format.grammar()
         except InvalidRequest as error:
             raise InvalidRequest(error.message, self.grammar_field) from error
-
-
-def _check_schema(schema: Any, field: str) -> None:
-    if not isinstance(schema, dict | bool):
-        raise field_error("must be an object", field)
