@@ -76,21 +76,31 @@ PromptLogprobs = list[dict[str, PromptTokenLogprob] | None]
 IDS: Any = Field(None, description="With return_token_ids.")
 
 
-class ChatChoice(BaseModel):
+class Choice(BaseModel):
+    """What all choices have, of whole replies and of chunks."""
+
     index: int
-    message: AssistantMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: ChatFinish
     stop_reason: int | str | None = None
     token_ids: list[int] | None = IDS
 
 
-class ChatReply(BaseModel):
+class Reply(BaseModel):
+    """What all replies have, and all chunks."""
+
     id: str
-    object: Literal["chat.completion"]
     created: int
     model: str
     system_fingerprint: str
+
+
+class ChatChoice(Choice):
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: ChatFinish
+
+
+class ChatReply(Reply):
+    object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: ChatUsage
     prompt_logprobs: PromptLogprobs | None = Field(None, description="By token id; the first has none.")
@@ -105,23 +115,16 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
 
-class CompletionChoice(BaseModel):
-    index: int
+class CompletionChoice(Choice):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Finish
-    stop_reason: int | str | None = None
     prompt_logprobs: PromptLogprobs | None = Field(None, description="By token id; the first has none.")
     prompt_token_ids: list[int] | None = IDS
-    token_ids: list[int] | None = IDS
 
 
-class CompletionReply(BaseModel):
-    id: str
+class CompletionReply(Reply):
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage
     cache: list[CacheExplanation] | None = None

@@ -16,8 +16,10 @@ from server.schema.replies import (
     ChatFinish,
     ChatLogprobs,
     ChatUsage,
+    Choice,
     CompletionLogprobs,
     Finish,
+    Reply,
     Usage,
 )
 from server.schema.responses import ResponseObject
@@ -49,48 +51,36 @@ class ChatDelta(BaseModel):
     tool_calls: list[ToolCallDelta] | None = None
 
 
-class ChunkChoice(BaseModel):
-    index: int
-    stop_reason: int | str | None = None
-    token_ids: list[int] | None = IDS
-
-
-class ChatChunkChoice(ChunkChoice):
+class ChatChunkChoice(Choice):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinish | None
 
 
-class CompletionChunkChoice(ChunkChoice):
+class CompletionChunkChoice(Choice):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Finish | None
     prompt_token_ids: list[int] | None = IDS
 
 
-class Chunk(BaseModel):
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-    cache: list[CacheExplanation] | None = CACHE
-
-
-class ChatChunk(Chunk):
+class ChatChunk(Reply):
     """A part of a chat reply."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
     usage: ChatUsage | None = USAGE
     prompt_token_ids: list[int] | None = IDS
+    cache: list[CacheExplanation] | None = CACHE
 
 
-class CompletionChunk(Chunk):
+class CompletionChunk(Reply):
     """A part of a completion."""
 
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
     usage: Usage | None = USAGE
+    cache: list[CacheExplanation] | None = CACHE
 
 
 class ResponseEvent(BaseModel):
