@@ -8,6 +8,7 @@ send new ones every month; fields that would silently change the answer if ignor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
@@ -323,24 +324,9 @@ AskT = TypeVar("AskT", bound=EngineRequest)
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 WireT = TypeVar("WireT", bound=WireModel)
 
-_SAMPLING_FIELDS = (
-    "n",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-    "seed",
-    "stop",
-    "min_tokens",
-    "ignore_eos",
-    "include_stop_str_in_output",
-    "skip_special_tokens",
-    "priority",
-)
+# Those that SamplingParams takes as they are; what else it has by the same name is made below.
+_SAMPLING_FIELDS = GenerationRequest.model_fields.keys() & {param.name for param in fields(SamplingParams)}
+_SAMPLING_FIELDS -= {"stop_token_ids", "allowed_token_ids", "prompt_logprobs"}
 
 
 def to_sampling_params(
@@ -363,7 +349,7 @@ def to_sampling_params(
     Raises:
         InvalidRequest: naming the field.
     """
-    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS if name in request.model_fields_set}
+    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS & request.model_fields_set}
     return SamplingParams(
         **{**defaults, **{name: value for name, value in given.items() if value is not None}},
         stop_token_ids=tuple(request.stop_token_ids or ()),
