@@ -17,9 +17,7 @@ COMPLETED = "completed"
 INCOMPLETE = "incomplete"
 IN_PROGRESS = "in_progress"
 
-
-def new_id(prefix: str) -> str:
-    return f"{prefix}_{secrets.token_hex(12)}"
+_ID_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fc"}
 
 
 def output_text(text: str) -> Fields:
@@ -30,36 +28,22 @@ def reasoning_text(text: str) -> Fields:
     return {"type": "reasoning_text", "text": text}
 
 
+def _item(kind: str, status: str, **fields: Any) -> Fields:
+    identity = f"{_ID_PREFIXES[kind]}_{secrets.token_hex(12)}"
+    return {"type": kind, "id": identity, "status": status, **fields}
+
+
 def message(text: str, status: str = COMPLETED) -> Fields:
     """One of the assistant's."""
-    return {
-        "type": "message",
-        "id": new_id("msg"),
-        "status": status,
-        "role": "assistant",
-        "content": [output_text(text)],
-    }
+    return _item("message", status, role="assistant", content=[output_text(text)])
 
 
 def reasoning(text: str, status: str = COMPLETED) -> Fields:
-    return {
-        "type": "reasoning",
-        "id": new_id("rs"),
-        "status": status,
-        "summary": [],
-        "content": [reasoning_text(text)],
-    }
+    return _item("reasoning", status, summary=[], content=[reasoning_text(text)])
 
 
 def function_call(call: Call, status: str = COMPLETED) -> Fields:
-    return {
-        "type": "function_call",
-        "id": new_id("fc"),
-        "status": status,
-        "call_id": call.id,
-        "name": call.name,
-        "arguments": call.arguments,
-    }
+    return _item("function_call", status, call_id=call.id, name=call.name, arguments=call.arguments)
 
 
 def from_input(item: Item) -> Fields:
@@ -70,22 +54,10 @@ def from_input(item: Item) -> Fields:
     if item.type == "function_call":
         return function_call(Call(item.call_id or "", item.name or "", item.arguments or ""))
     if item.type == "function_call_output":
-        return {
-            "type": item.type,
-            "id": new_id("fc"),
-            "status": COMPLETED,
-            "call_id": item.call_id,
-            "output": _joined(item.output),
-        }
+        return _item(item.type, COMPLETED, call_id=item.call_id, output=_joined(item.output))
     if item.role == "assistant":
         return message(text)
-    return {
-        "type": "message",
-        "id": new_id("msg"),
-        "status": COMPLETED,
-        "role": item.role,
-        "content": [{"type": "input_text", "text": text}],
-    }
+    return _item(item.type, COMPLETED, role=item.role, content=[{"type": "input_text", "text": text}])
 
 
 def _joined(parts: Iterable[Part] | None) -> str:
