@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.schema.chat import ChatMessage
-from server.schema.tools import ToolCall
 
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
@@ -40,16 +39,19 @@ def _plain(message: ChatMessage, names: Mapping[str, str], short_ids: bool) -> d
         plain["tool_call_id"] = _id(message.tool_call_id, short_ids)
     # Templates ask whether there is such a field at all.
     if message.tool_calls:
-        plain["tool_calls"] = [_call(call, short_ids) for call in message.tool_calls]
+        plain["tool_calls"] = [
+            tool_call(_id(call.id, short_ids), call.function.name, call.function.arguments)
+            for call in message.tool_calls
+        ]
     thoughts = message.reasoning_content or message.reasoning
     if thoughts and role == "assistant":
         plain["reasoning_content"] = thoughts
     return plain
 
 
-def _call(call: ToolCall, short_ids: bool) -> dict[str, Any]:
-    function = {"name": call.function.name, "arguments": call.function.arguments}
-    return {"id": _id(call.id, short_ids), "type": "function", "function": function}
+def tool_call(identity: str, name: str, arguments: str) -> dict[str, Any]:
+    """A call as the chat API writes it; templates, too."""
+    return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _id(call_id: str, short: bool) -> str:

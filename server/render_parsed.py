@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engine.types import FinishReason, TokenEvent
+from server.chat import tool_call
 from server.logprobs import chat_logprobs
-from server.parsing.message import Call
 from server.parsing.pieces import CallArguments, CallStart, Content, Piece, Reasoning
 from server.prompts import Tokenizer
 from server.render import ChatChunks, Fields, Head, Usage, encode, ending_fields
@@ -109,7 +109,7 @@ class ParsedChoice(PiecesChoice):
         if not said.content and (said.calls or said.reasoning):
             message["content"] = None
         if said.calls:
-            message["tool_calls"] = [_call(call) for call in said.calls]
+            message["tool_calls"] = [tool_call(call.id, call.name, call.arguments) for call in said.calls]
         if said.reasoning and self._shown.reasoning:
             message |= {"reasoning_content": said.reasoning, "reasoning": said.reasoning}
         return {
@@ -117,11 +117,6 @@ class ParsedChoice(PiecesChoice):
             "message": message,
             **_ending(self.last, bool(said.calls) and self._shown.calls_ended_it),
         }
-
-
-def _call(call: Call) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
 
 
 def _ending(event: TokenEvent, called: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from server.chat import tool_call
 from server.parsing.message import Call
 from server.render import Fields
 from server.schema.responses import Item, Part
@@ -84,7 +85,8 @@ def chat_messages(items: Iterable[Mapping[str, Any]]) -> list[Fields]:
             turn["reasoning_content"] = _text(item)
         elif kind == "function_call":
             if item["status"] == COMPLETED:
-                turn.setdefault("tool_calls", []).append(_call(item))
+                call = tool_call(item["call_id"], item["name"], item["arguments"])
+                turn.setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
             end_turn()
             messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]})
@@ -101,8 +103,3 @@ def chat_messages(items: Iterable[Mapping[str, Any]]) -> list[Fields]:
 
 def _text(item: Mapping[str, Any]) -> str:
     return "\n".join(part["text"] for part in item["content"])
-
-
-def _call(item: Mapping[str, Any]) -> Fields:
-    function = {"name": item["name"], "arguments": item["arguments"]}
-    return {"id": item["call_id"], "type": "function", "function": function}

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engine.errors import QuireError
+from server.chat import tool_call
 from server.errors import ApiError, invalid, to_api_error
 from server.parsing.chosen import Notations
 from server.schema.chat import ChatRequest
@@ -126,7 +127,7 @@ def _turn(turn: Turn) -> Iterable[Fields]:
 
 def _assistant(blocks: Sequence[Block]) -> Fields:
     calls = [
-        _call(block.id or "", block.name or "", json.dumps(block.input, ensure_ascii=False))
+        tool_call(block.id or "", block.name or "", json.dumps(block.input, ensure_ascii=False))
         for block in blocks
         if block.type == "tool_use"
     ]
@@ -141,10 +142,6 @@ def _assistant(blocks: Sequence[Block]) -> Fields:
 
 def _text(blocks: Iterable[Block | TextBlock]) -> str:
     return "\n".join(block.text or "" for block in blocks)
-
-
-def _call(identity: str, name: str, arguments: str) -> Fields:
-    return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def chat_tool(name: str, description: str | None, schema: Any, strict: bool | None) -> Fields:
