@@ -32,7 +32,8 @@ class Generation:
         id: the reply's id and the stem of the engine's request ids; ours, never the caller's.
         prompts: in the order of the request; choice c belongs to prompt c // n.
         timeline: when what happened. error: what ended it, if something did.
-        reports: of each prompt, what of it was reused; None until its first event, or where it was not asked.
+        prompts_cached_tokens: of each prompt, how many of its tokens were reused.
+        reports: the same with why not more; None until its first event, or where it was not asked.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Generation:
         self.reports: list[CacheReport | None] = [None] * len(prompts)
         self.explains = explain
         self._scope = scope
-        self._cached_tokens = [0] * len(prompts)
+        self.prompts_cached_tokens = [0] * len(prompts)
         self._client = client
         self._record = record
         self._engine_ids = [f"{request_id}-{position}" for position in range(len(prompts))]
@@ -112,7 +113,7 @@ class Generation:
 
     @property
     def cached_tokens(self) -> int:
-        return sum(self._cached_tokens)
+        return sum(self.prompts_cached_tokens)
 
     @property
     def engine_numbers(self) -> list[str]:
@@ -180,8 +181,8 @@ class Generation:
             self.timeline.note(position, event)
         if event.cache is not None:
             self.reports[position] = event.cache
-        if event.cached_tokens > self._cached_tokens[position]:
-            self._cached_tokens[position] = event.cached_tokens
+        if event.cached_tokens > self.prompts_cached_tokens[position]:
+            self.prompts_cached_tokens[position] = event.cached_tokens
         self._record.tokens(position * self.params.n + event.index, tokens)
         if event.finish_reason is FinishReason.ERROR:
             logger.error("request %s failed in the engine: %s", self.id, event.error)

@@ -109,7 +109,7 @@ class Tracing:
         for position, times in enumerate(generation.timeline.prompts[:MAX_PROMPTS]):
             about: dict[str, Attribute] = {"quire.prompt": position} if len(generation.prompts) > 1 else {}
             for name, start_s, stop_s in _phase_times(submitted_s, times, end_s):
-                more = _cache_attributes(times) if name == "prefill" else {}
+                more = _cache_attributes(generation, position) if name == "prefill" else {}
                 phase = self._tracer.start_span(
                     name, context, start_time=to_ns(start_s), attributes={**about, **more}
                 )
@@ -211,9 +211,9 @@ def _generation_attributes(trail: Trail, generation: Generation, model: str) -> 
         found["gen_ai.response.finish_reasons"] = tuple(timeline.finish_reasons)
     if timeline.first_s is not None:
         found["gen_ai.response.time_to_first_chunk"] = timeline.first_s - trail.started_s
-    reasons = {times.miss_reason for times in timeline.prompts} - {""}
+    reasons = {report.reason for report in generation.reports if report is not None}
     if len(reasons) == 1:
-        found["quire.cache.miss_reason"] = reasons.pop()
+        found["quire.cache.miss_reason"] = reasons.pop().value
     return found
 
 
@@ -238,10 +238,11 @@ def _params_attributes(params: SamplingParams) -> dict[str, Attribute]:
     return found
 
 
-def _cache_attributes(times: PromptTimes) -> dict[str, Attribute]:
-    found: dict[str, Attribute] = {"quire.cache.reused_tokens": times.cached_tokens}
-    if times.miss_reason:
-        found["quire.cache.miss_reason"] = times.miss_reason
+def _cache_attributes(generation: Generation, position: int) -> dict[str, Attribute]:
+    found: dict[str, Attribute] = {"quire.cache.reused_tokens": generation.prompts_cached_tokens[position]}
+    report = generation.reports[position]
+    if report is not None:
+        found["quire.cache.miss_reason"] = report.reason.value
     return found
 
 

@@ -30,14 +30,11 @@ class PromptTimes:
     Attributes:
         queued_s: from the engine's taking it to its first admission; None if the engine did not say.
         first_s, last_s: its first event and its choices' last one, by the monotonic clock.
-        cached_tokens: prompt tokens that were reused. miss_reason: why not more, where that was asked.
     """
 
     queued_s: float | None = None
     first_s: float | None = None
     last_s: float | None = None
-    cached_tokens: int = 0
-    miss_reason: str = ""
 
 
 class Timeline:
@@ -57,9 +54,6 @@ class Timeline:
         if times.first_s is None:
             times.first_s = now_s
             times.queued_s = event.queued_s
-            times.cached_tokens = event.cached_tokens
-            if event.cache is not None:
-                times.miss_reason = event.cache.reason.value
         if event.finish_reason is not None:
             times.last_s = now_s
             self.finish_reasons.append(event.finish_reason.value)
