@@ -135,11 +135,18 @@ def _section(
     title = f"<h2><b>{method.upper()}</b> {escape(path)}</h2><p>{escape(operation.get('summary', ''))}. "
     text = escape(operation.get("description", ""))
     if "requestBody" not in operation:
-        return f"{title}{text}</p>{_how(path, base_url)}{_parameters(operation.get('parameters', ()))}"
+        return (
+            f"{title}{text}</p>{_how(path, base_url)}{_table('parameter', operation.get('parameters', ()))}"
+        )
     ref = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     schema = document["components"]["schemas"][ref.rsplit("/", 1)[1]]
     curl = f"curl {base_url}{path} -H 'Content-Type: application/json' \\\n  -d '{_EXAMPLES.get(path, '{}')}'"
-    return f"{title}{text}</p><pre>{escape(curl)}</pre>{_table(schema)}"
+    required = schema.get("required", ())
+    fields = [
+        {**field, "name": name, "required": name in required, "schema": field}
+        for name, field in schema["properties"].items()
+    ]
+    return f"{title}{text}</p><pre>{escape(curl)}</pre>{_table('field', fields)}"
 
 
 def _how(path: str, base_url: str) -> str:
@@ -149,25 +156,15 @@ def _how(path: str, base_url: str) -> str:
     return f"<pre>{escape('curl ' + words.format(url=base_url + path, root=base_url))}</pre>"
 
 
-def _parameters(parameters: Iterable[Mapping[str, Any]]) -> str:
-    """Of the address."""
+def _table(what: str, fields: Iterable[Mapping[str, Any]]) -> str:
+    """Fields as OpenAPI describes an address's parameters."""
     rows = "".join(
         f"<tr><td><code>{escape(field['name'])}</code><td>{escape(_kind(field['schema']))}"
         f"<td>{'required' if field['required'] else _default(field['schema'])}"
         f"<td>{escape(field.get('description', ''))}"
-        for field in parameters
+        for field in fields
     )
-    return f"<table><tr><th>parameter<th>type<th>default<th>meaning{rows}</table>" if rows else ""
-
-
-def _table(schema: Mapping[str, Any]) -> str:
-    required = schema.get("required", ())
-    rows = "".join(
-        f"<tr><td><code>{escape(name)}</code><td>{escape(_kind(field))}"
-        f"<td>{'required' if name in required else _default(field)}<td>{escape(field.get('description', ''))}"
-        for name, field in schema["properties"].items()
-    )
-    return f"<table><tr><th>field<th>type<th>default<th>meaning{rows}</table>"
+    return f"<table><tr><th>{what}<th>type<th>default<th>meaning{rows}</table>" if rows else ""
 
 
 def _default(field: Mapping[str, Any]) -> str:
