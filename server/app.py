@@ -126,12 +126,8 @@ def _add_docs(app: FastAPI) -> None:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    async def on_api_error(_: Request, exc: Exception) -> Response:
-        assert isinstance(exc, ApiError)
-        return exc.response()
-
-    async def on_engine_error(_: Request, exc: Exception) -> Response:
-        assert isinstance(exc, QuireError)
+    async def on_error(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, ApiError | QuireError)
         return to_api_error(exc).response()
 
     async def on_http_error(request: Request, exc: Exception) -> Response:
@@ -155,7 +151,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         # Nobody reads this; the status only shows in the log and the metrics.
         return ApiError(499, "The client closed the request.", code="client_closed_request").response()
 
-    app.add_exception_handler(ApiError, on_api_error)
-    app.add_exception_handler(QuireError, on_engine_error)
+    app.add_exception_handler(ApiError, on_error)
+    app.add_exception_handler(QuireError, on_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(ClientDisconnect, on_disconnect)

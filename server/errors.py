@@ -168,8 +168,10 @@ def shorten(text: str, limit: int = 64) -> str:
     return cut.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
-def to_api_error(exc: engine_errors.QuireError) -> ApiError:
-    """Looks the exception up in the table, nearest class first."""
+def to_api_error(exc: ApiError | engine_errors.QuireError) -> ApiError:
+    """Looks an engine's error up in the table, nearest class first."""
+    if isinstance(exc, ApiError):
+        return exc
     row = next(TABLE[cls] for cls in type(exc).__mro__ if cls in TABLE)
     headers: dict[str, str] = {}
     if row.retry_after_s is not None:

@@ -130,10 +130,8 @@ def trail_of(scope: Scope) -> Trail:
 
 
 def _code(error: BaseException) -> str:
-    if isinstance(error, QuireError):
-        error = to_api_error(error)
-    if isinstance(error, ApiError):
-        return error.code or str(error.status)
+    if isinstance(error, ApiError | QuireError):
+        return to_api_error(error).code
     known = {"ClientDisconnect": "client_closed_request", "CancelledError": "shutting_down"}
     return known.get(type(error).__name__, "internal_error")
 

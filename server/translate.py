@@ -61,7 +61,7 @@ def naming(names: Mapping[str, str] | None) -> Iterator[None]:
     except (ApiError, QuireError) as exc:
         if names is None:
             raise
-        raise renamed(exc if isinstance(exc, ApiError) else to_api_error(exc), names) from exc
+        raise renamed(to_api_error(exc), names) from exc
 
 
 def from_messages(request: CountTokensRequest, notations: Notations) -> Translated:
