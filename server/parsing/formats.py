@@ -42,15 +42,7 @@ class Llama3Json(ToolParser):
     markers = (*OPENS, CLOSE)
 
     def read(self) -> Steps[None]:
-        opens = Markers(*self.OPENS)
-        marker = ""
-        while True:
-            yield from self._calls(marker)
-            if self.full:
-                return
-            marker = yield from self.cursor.until(opens, self.out.content)
-            if not marker:
-                return
+        yield from self.read_from_start(self._calls, *self.OPENS)
 
     def _calls(self, marker: str) -> Steps[None]:
         self.cursor.record(marker)
@@ -76,15 +68,7 @@ class Pythonic(ToolParser):
     _KEY = re.compile(r"[A-Za-z0-9_]+")
 
     def read(self) -> Steps[None]:
-        opens = Markers(self.OPEN)
-        marker = ""
-        while True:
-            yield from self._list(marker)
-            if self.full:
-                return
-            marker = yield from self.cursor.until(opens, self.out.content)
-            if not marker:
-                return
+        yield from self.read_from_start(self._list, self.OPEN)
 
     def _list(self, marker: str) -> Steps[None]:
         self.cursor.record(marker)
@@ -123,13 +107,13 @@ class Pythonic(ToolParser):
             if not 1 <= len(key) <= MAX_NAME_CHARS:
                 raise Malformed
             if not filled:
-                self.begin(name)
+                self.out.start(name)
                 self.out.arguments("{" + json.dumps(key))
             self.out.arguments(": ")
             yield from values.value(self.out.arguments)
             filled = True
         if not filled:
-            self.begin(name)
+            self.out.start(name)
         self.out.arguments("}" if filled else "{}")
         self.arguments_read()
 

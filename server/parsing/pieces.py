@@ -133,6 +133,7 @@ class Output:
             self._text.append(rest)
 
     def start(self, name: str, call_id: str | None = None) -> None:
+        """The call has a name and its arguments begin."""
         self._before = ""
         if not self._shown:
             self._before = self._content.rest()

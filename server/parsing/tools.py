@@ -117,9 +117,13 @@ class ToolParser(ABC):
         out.end()
         return True
 
-    def begin(self, name: str, identity: str | None = None) -> None:
-        """The call has a name and its arguments begin."""
-        self.out.start(name, identity)
+    def read_from_start(self, calls: Callable[[str], Steps[None]], *opens: str) -> Steps[None]:
+        """Reads calls where the text begins, and behind each of these markers."""
+        markers, marker = Markers(*opens), ""
+        while True:
+            yield from calls(marker)
+            if self.full or not (marker := (yield from self.cursor.until(markers, self.out.content))):
+                return
 
     def arguments_read(self) -> None:
         """They are whole; what was read of the call until now cannot become content any more."""
@@ -192,12 +196,12 @@ class ToolParser(ABC):
 
     def stream_arguments(self, name: str, identity: str | None = None) -> Steps[None]:
         """Reads a call's arguments, which begin here, and hands them on as they come."""
-        self.begin(name, identity)
+        self.out.start(name, identity)
         yield from Values(self.cursor).value(self.out.arguments)
         self.arguments_read()
 
     def _begin_whole(self, name: str, identity: str | None, arguments: str) -> None:
-        self.begin(name, identity)
+        self.out.start(name, identity)
         self.out.arguments(arguments)
         self.arguments_read()
 
