@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from engine.client import EngineClient
 from engine.errors import Overloaded, RequestFailed
@@ -105,10 +106,7 @@ class Generation:
         """Leaves nothing running. Harmless when everything has ended."""
         self._release()
         for stream in self._streams:
-            aclose = getattr(stream, "aclose", None)
-            if aclose is not None:
-                with contextlib.suppress(RuntimeError):
-                    await aclose()
+            await close_stream(stream)
         self._record.ended("aborted")
 
     @property
@@ -189,6 +187,14 @@ class Generation:
             raise RequestFailed("This request failed inside the engine.")
         if event.finish_reason is FinishReason.ABORT and not self.aborted:
             raise RequestFailed("This request was cut off inside the engine.")
+
+
+async def close_stream(stream: AsyncIterator[Any]) -> None:
+    """Ends one of the engine client's, wherever it is."""
+    aclose = getattr(stream, "aclose", None)
+    if aclose is not None:
+        with contextlib.suppress(RuntimeError):
+            await aclose()
 
 
 async def _merged(

@@ -178,17 +178,22 @@ def _state(snapshot: EngineSnapshot) -> Sample:
     return {
         "running": snapshot.running,
         "waiting": snapshot.waiting,
-        "blocks": {
-            "in_use": snapshot.blocks_in_use,
-            "shared": snapshot.blocks_shared,
-            "cached": snapshot.blocks_cached,
-            "free": snapshot.blocks_free,
-        },
+        "blocks": block_counts(snapshot),
         "tokens_held": snapshot.tokens_held,
         "tenants": {
             name: {"in_use": use.blocks_in_use, "cached": use.blocks_cached}
             for name, use in snapshot.tenants.items()
         },
+    }
+
+
+def block_counts(snapshot: EngineSnapshot) -> dict[str, int]:
+    """By state; the shared ones are among those in use."""
+    return {
+        "in_use": snapshot.blocks_in_use,
+        "shared": snapshot.blocks_shared,
+        "cached": snapshot.blocks_cached,
+        "free": snapshot.blocks_free,
     }
 
 

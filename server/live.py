@@ -22,7 +22,8 @@ from starlette.types import Receive, Scope, Send
 from engine.views import Lane, PoolFrame
 from server import __version__
 from server.errors import RETRY_AFTER_S, ApiError
-from server.render import KEEP_ALIVE, encode
+from server.generation import close_stream
+from server.render import KEEP_ALIVE, named_event
 
 if TYPE_CHECKING:
     from server.service import Service
@@ -41,10 +42,6 @@ _COLUMNS = (
 )
 
 Write = Callable[[bytes], Awaitable[None]]
-
-
-def event(name: str, data: Mapping[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), encode(data))
 
 
 class Feed:
@@ -77,7 +74,7 @@ class Feed:
 
     def hello(self) -> bytes:
         service, info = self._service, self._service.info
-        return event(
+        return named_event(
             "hello",
             {
                 "version": __version__,
@@ -100,7 +97,7 @@ class Feed:
         known = self._written.get(id(frame))
         if known is not None and known[0] is frame:
             return known[1]
-        written = event("pool", self._plain(frame))
+        written = named_event("pool", self._plain(frame))
         self._written[id(frame)] = (frame, written)
         while len(self._written) > _FRAMES_KEPT:
             self._written.popitem(last=False)
@@ -192,9 +189,9 @@ class EventFeed(Response):
                 async for frame in frames:
                     await write(self._feed.pool(frame))
             finally:
-                await _close(frames)
+                await close_stream(frames)
             # The engine died. The one that follows may have another pool.
-            await write(event("engine", {"up": False}))
+            await write(named_event("engine", {"up": False}))
             while client.health() is not None:
                 await asyncio.sleep(RETRY_S)
             await asyncio.sleep(RETRY_S)
@@ -213,19 +210,12 @@ class EventFeed(Response):
 
 async def _samples(samples: AsyncIterator[Mapping[str, Any]], write: Write) -> None:
     async for sample in samples:
-        await write(event("sample", sample))
+        await write(named_event("sample", sample))
 
 
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _close(frames: Any) -> None:
-    aclose = getattr(frames, "aclose", None)
-    if aclose is not None:
-        with contextlib.suppress(RuntimeError):
-            await aclose()
 
 
 async def _until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:

@@ -32,6 +32,12 @@ def _plain(value: Any) -> Any:
 
 encode = msgspec.json.Encoder(enc_hook=_plain).encode
 
+
+def named_event(name: str, data: Mapping[str, Any]) -> bytes:
+    """One server-sent event of a kind."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode("ascii"), encode(data))
+
+
 Fields = dict[str, Any]
 Usage = Callable[[], Mapping[str, Any]]
 

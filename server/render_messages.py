@@ -10,8 +10,8 @@ from server.errors import ApiError
 from server.generation import Generation
 from server.parsing.message import Call
 from server.parsing.pieces import CallArguments, CallBroken, CallEnd, CallStart, Content, Piece, Reasoning
-from server.render import Fields, Head
-from server.render_pieces import PiecesChoice, PiecesStream, Reader, named_event
+from server.render import Fields, Head, named_event
+from server.render_pieces import PiecesChoice, PiecesStream, Reader
 
 
 def reply(head: Head, generation: Generation, choice: PiecesChoice) -> Fields:

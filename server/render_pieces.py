@@ -6,19 +6,12 @@ Knows pieces and events; each API's own file knows its shapes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
 
 from engine.types import FinishReason, TokenEvent
 from server.parsing.message import Message
 from server.parsing.parser import OutputParser
 from server.parsing.pieces import CallEnd, Content, Piece
-from server.render import Choice, Frames, encode
-
-
-def named_event(name: str, data: Mapping[str, Any]) -> bytes:
-    """One server-sent event of a kind."""
-    return b"event: %b\ndata: %b\n\n" % (name.encode("ascii"), encode(data))
+from server.render import Choice, Frames
 
 
 class Reader:

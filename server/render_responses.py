@@ -12,8 +12,8 @@ from server.errors import SERVER, ApiError
 from server.generation import Generation
 from server.parsing.message import Call
 from server.parsing.pieces import CallArguments, CallBroken, CallEnd, CallStart, Content, Piece, Reasoning
-from server.render import Fields, Head
-from server.render_pieces import PiecesChoice, PiecesStream, Reader, named_event
+from server.render import Fields, Head, named_event
+from server.render_pieces import PiecesChoice, PiecesStream, Reader
 from server.schema.responses import ResponsesRequest
 
 Finished = Callable[[Fields], None]

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.errors import ContextTooLong
-from engine.types import EngineSnapshot
 from engine.views import BlockView
 from server.docs import describe_query, post
 from server.errors import ApiError, invalid, shorten
+from server.history import block_counts
 from server.live import EventFeed
 from server.middleware.auth import admin_only, tenant_of
 from server.prompts import Prompt
@@ -32,6 +32,7 @@ from server.routes.common import (
     kept_tokens,
     plain,
     read_question,
+    whole_number,
 )
 from server.schema.cache import STATES, BlockReply, CacheReply, ProbeReply, ProbeRequest, ResetReply
 from server.schema.common import INT32_MAX
@@ -39,7 +40,6 @@ from server.service import Service
 
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 10_000
-_MAX_DIGITS = 10
 _BLOCK_ID = {"type": "integer", "minimum": 0, "maximum": INT32_MAX}
 _BLOCK_FIELDS = tuple(field.name for field in fields(BlockView))
 
@@ -112,8 +112,8 @@ def _admin(service: Service) -> APIRouter:
         state = query.get("state", "")
         if state and state not in STATES:
             raise invalid(f"state must be one of {', '.join(STATES)}, got '{shorten(state)}'.", "state")
-        first_block = _whole("first_block", query.get("first_block"), 1, INT32_MAX, 1)
-        limit = _whole("limit", query.get("limit"), 1, MAX_LIMIT, DEFAULT_LIMIT)
+        first_block = whole_number("first_block", query.get("first_block"), 1, INT32_MAX, 1)
+        limit = whole_number("limit", query.get("limit"), 1, MAX_LIMIT, DEFAULT_LIMIT)
         page = await service.client.cache_page(first_block, limit, state)
         snapshot = service.client.snapshot()
         return _json(
@@ -121,7 +121,7 @@ def _admin(service: Service) -> APIRouter:
                 "object": "cache",
                 "block_size": service.info.block_size,
                 "num_blocks": service.info.num_blocks - 1,  # block 0 holds nothing
-                "blocks": _counts(snapshot),
+                "blocks": block_counts(snapshot),
                 "tokens_held": snapshot.tokens_held,
                 "data": [_block(service, view) for view in page.blocks],
                 "next_block": page.next_block,
@@ -132,7 +132,7 @@ def _admin(service: Service) -> APIRouter:
     async def block(block_id: Annotated[str, WithJsonSchema(_BLOCK_ID)]) -> Response:
         """Its tokens and their text are only shown where no API keys are configured."""
         check_ready(service)
-        number = _whole("block_id", block_id, 0, INT32_MAX)
+        number = whole_number("block_id", block_id, 0, INT32_MAX)
         detail = await service.client.cache_block(number)
         if detail is None:
             raise ApiError(404, f"The pool has no block {number}.", param="block_id", code="block_not_found")
@@ -167,25 +167,6 @@ def _check_same_site(http: Request) -> None:
     """No page from elsewhere may send this with a visitor's browser to a server that asks for no key."""
     if http.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         raise ApiError(403, "Another site's page may not empty the cache.", code="cross_site_request")
-
-
-def _whole(name: str, text: str | None, low: int, high: int, default: int = 0) -> int:
-    """A whole number from the address."""
-    if text is None:
-        return default
-    plain = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
-    if not plain or not low <= int(text) <= high:
-        raise invalid(f"{name} must be a whole number from {low} to {high}, got '{shorten(text)}'.", name)
-    return int(text)
-
-
-def _counts(snapshot: EngineSnapshot) -> dict[str, int]:
-    return {
-        "in_use": snapshot.blocks_in_use,
-        "shared": snapshot.blocks_shared,
-        "cached": snapshot.blocks_cached,
-        "free": snapshot.blocks_free,
-    }
 
 
 def _block(service: Service, view: BlockView) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from server.tools import template_variables
 from server.unknown import check
 
 MIN_BODY_VALUES = 250_000
+MAX_DIGITS = 10
 EXPLAIN_HEADER = "x-quire-explain-cache"
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -136,6 +137,16 @@ def kept_tokens(service: Service, asked: int | None, max_tokens: int | None) -> 
             "truncate_prompt_tokens",
         )
     return max(1, context - (1 if max_tokens is None else max_tokens)) if asked == -1 else asked
+
+
+def whole_number(name: str, text: str | None, low: int, high: int, default: int = 0) -> int:
+    """A field of the address."""
+    if text is None:
+        return default
+    plain = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
+    if not plain or not low <= int(text) <= high:
+        raise invalid(f"{name} must be a whole number from {low} to {high}, got '{shorten(text)}'.", name)
+    return int(text)
 
 
 def explainer(service: Service) -> Explainer:

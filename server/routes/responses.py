@@ -21,7 +21,7 @@ from server.render_pieces import PiecesChoice
 from server.render_responses import ResponseStream, Sheet, whole
 from server.response_items import from_input
 from server.response_store import ResponseStore, Stored
-from server.routes.common import read_body
+from server.routes.common import read_body, whole_number
 from server.routes.translated import TranslatedApi
 from server.schema.chat import ChatRequest
 from server.schema.common import parse
@@ -138,9 +138,7 @@ class ResponsesApi(TranslatedApi):
     async def input_items(self, http: Request, response_id: str) -> Response:
         """All that the model was given, in pages."""
         tenant, query = tenant_of(http.scope).name, http.query_params
-        limit = query.get("limit", str(DEFAULT_PAGE))
-        if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= MAX_PAGE):
-            raise invalid(f"limit must be a whole number from 1 to {MAX_PAGE}.", "limit")
+        limit = whole_number("limit", query.get("limit"), 1, MAX_PAGE, DEFAULT_PAGE)
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
             raise invalid("order must be asc or desc.", "order")
@@ -154,7 +152,7 @@ class ResponsesApi(TranslatedApi):
             if after not in ids:
                 raise invalid("after: there is no such item.", "after")
             found = found[ids.index(after) + 1 :]
-        page = found[: int(limit)]
+        page = found[:limit]
         return _json(
             encode(
                 {
