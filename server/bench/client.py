@@ -7,11 +7,10 @@ import time
 from array import array
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
-from server.bench.wire import Connection, EventParser, ResponseParser, WireError, connect
+from server.bench.wire import Connection, EventParser, RequestWriter, ResponseParser, WireError, connect
 
 DONE = b"[DONE]"
 
@@ -143,12 +142,7 @@ class ApiClient:
         self._url = url
         self._timeout_s = timeout_s
         self._idle: list[Connection] = []
-        parts = urlsplit(url)
-        self._prefix = parts.path
-        self._common_head = (
-            f"Host: {parts.netloc.rpartition('@')[2]}\r\nUser-Agent: quire-bench\r\nAccept: */*\r\n"
-            + (f"Authorization: Bearer {api_key}\r\n" if api_key else "")
-        )
+        self._requests = RequestWriter(url, api_key, "User-Agent: quire-bench", "Accept: */*")
 
     def close(self) -> None:
         for connection in self._idle:
@@ -163,7 +157,7 @@ class ApiClient:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._exchange("POST", path, body, reader)
             if response.status != 200:
-                raise error_of(f"HTTP {response.status}", _json_or_text(reader.error_body))
+                raise error_of(f"HTTP {response.status}", json_or_text(reader.error_body))
             if not reader.saw_done and record.finish_reason is None:  # some servers send no [DONE]
                 raise RequestError("stream ended early", "no finish_reason and no [DONE] before the end")
         except RequestError as error:
@@ -185,7 +179,7 @@ class ApiClient:
             raise RequestError(str(error)) from None
         except TimeoutError:
             raise RequestError("timeout") from None
-        content = _json_or_text(reader.body)
+        content = json_or_text(reader.body)
         if response.status != 200:
             raise error_of(f"HTTP {response.status}", content)
         return content
@@ -193,10 +187,7 @@ class ApiClient:
     async def _exchange(
         self, method: str, path: str, body: bytes, reader: StreamReader | _Whole
     ) -> ResponseParser:
-        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._common_head}"
-        if body:
-            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        request = head.encode() + b"\r\n" + body
+        request = self._requests.write(method, path, body)
         while True:
             connection = await self._connection()
             kept = connection.used
@@ -233,7 +224,7 @@ class _Whole:
         self.body += body
 
 
-def _json_or_text(body: bytes) -> Any:
+def json_or_text(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except msgspec.MsgspecError:

@@ -22,6 +22,28 @@ class WireError(Exception):
     """The connection broke, or the peer does not speak HTTP/1.1."""
 
 
+class RequestWriter:
+    """Requests to one API, as bytes.
+
+    Args:
+        url: scheme, host and an optional path, which stands before the path of each request.
+        headers: whole lines that every request has.
+    """
+
+    def __init__(self, url: str, api_key: str | None, *headers: str) -> None:
+        parts = urlsplit(url)
+        self._prefix = parts.path
+        key = [f"Authorization: Bearer {api_key}"] if api_key else []
+        lines = [f"Host: {parts.netloc.rpartition('@')[2]}", *headers, *key]
+        self._common_head = "".join(f"{line}\r\n" for line in lines)
+
+    def write(self, method: str, path: str, body: bytes) -> bytes:
+        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._common_head}"
+        if body:
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        return head.encode() + b"\r\n" + body
+
+
 class ResponseParser:
     """One HTTP/1.1 response, fed in any pieces. Interim ones before it are passed over.
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from server.bench.client import DONE, error_of
-from server.bench.wire import EventParser, ResponseParser, WireError, connect
+from server.bench.client import DONE, error_of, json_or_text
+from server.bench.wire import EventParser, RequestWriter, ResponseParser, WireError, connect
 
 LOOKUP_TIMEOUT_S = 30.0
 
@@ -94,13 +94,9 @@ class ChatClient:
         self.model = model
         self._api_key = api_key
         self._sampling = dict(sampling)
-        parts = urlsplit(url)
-        self._path = parts.path
-        self._head = (
-            f"Host: {parts.netloc.rpartition('@')[2]}\r\nUser-Agent: quire-chat\r\nConnection: close\r\n"
-        )
-        if api_key:
-            self._head += f"Authorization: Bearer {api_key}\r\n"
+        # Asked for in a header: servers ignore those they do not know, but may refuse unknown fields.
+        headers = "User-Agent: quire-chat", "Connection: close", "X-Quire-Explain-Cache: true"
+        self._requests = RequestWriter(url, api_key, *headers)
 
     async def find_model(self) -> str:
         """Settles and returns the model's name.
@@ -117,7 +113,7 @@ class ChatClient:
         except TimeoutError:
             raise ChatError(f"no reply from {self.url} within {LOOKUP_TIMEOUT_S:g} s") from None
         self._check(response, bytes(body))
-        listed = _decoded(bytes(body))
+        listed = json_or_text(bytes(body))
         try:
             name = listed["data"][0]["id"]
         except (TypeError, LookupError):
@@ -143,16 +139,12 @@ class ChatClient:
     async def _exchange(
         self, method: str, path: str, body: bytes, on_body: Callable[[ResponseParser, bytes], None]
     ) -> ResponseParser:
-        # Asked for in a header: servers ignore those they do not know, but may refuse unknown fields.
-        head = f"{method} {self._path}{path} HTTP/1.1\r\n{self._head}X-Quire-Explain-Cache: true\r\n"
-        if body:
-            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         try:
             connection = await connect(self.url)
         except (WireError, UnicodeError) as error:
             raise ChatError(self._absent(str(error))) from None
         try:
-            return await connection.exchange(head.encode() + b"\r\n" + body, on_body)
+            return await connection.exchange(self._requests.write(method, path, body), on_body)
         except WireError as error:
             raise ChatError(f"the connection to {self.url} broke: {error}") from None
         finally:
@@ -169,7 +161,7 @@ class ChatClient:
         if response.status in (401, 403):
             said = "does not take this API key" if self._api_key else "asks for an API key"
             raise ChatError(f"{self.url} {said}: give one with --api-key or QUIRE_API_KEY")
-        error = error_of(f"HTTP {response.status}", _decoded(body))
+        error = error_of(f"HTTP {response.status}", json_or_text(body))
         message = error.message if body else "no reason given"
         raise ChatError(f"HTTP {response.status} from {self.url}: {message}")
 
@@ -193,7 +185,7 @@ class _Reader:
             if data.strip() == DONE:
                 self.ended = True
             else:
-                self._on_chunk(_decoded(data))
+                self._on_chunk(json_or_text(data))
 
     def _on_chunk(self, chunk: Any) -> None:
         if not isinstance(chunk, dict):
@@ -242,10 +234,3 @@ def _number(value: Any) -> int | None:
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _decoded(body: bytes) -> Any:
-    try:
-        return msgspec.json.decode(body)
-    except msgspec.MsgspecError:
-        return body.decode("utf-8", "replace")
