@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -89,23 +89,24 @@ def make_parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("output")
     output.add_argument("--json", dest="json_path", metavar="FILE", help="also write everything as JSON")
     output.add_argument("--quiet", action="store_true", help="no progress line")
+    parser.set_defaults(**asdict(BenchOptions()))
     return parser
 
 
 def _add_server(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--url", type=_url, default=DEFAULT_URL, help="where the server is (default: %(default)s)")
+    add("--url", type=_url, help="where the server is (default: %(default)s)")
     add("--model", help="model name (default: the first that /v1/models lists)")
-    add("--api", choices=("completions", "chat"), default="completions", help="default: %(default)s")
+    add("--api", choices=("completions", "chat"), help="default: %(default)s")
     add("--api-key", metavar="KEY", help="sent as a bearer token")
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--requests", type=_positive, default=100, metavar="N", help="how many to measure (default: 100)")
+    add("--requests", type=_positive, metavar="N", help="how many to measure (default: 100)")
     loop = group.add_mutually_exclusive_group()
     loop.add_argument(
-        "--concurrency", type=_positive, default=8, metavar="C",
+        "--concurrency", type=_positive, metavar="C",
         help="closed loop: C clients, each sends its next request when the last one ended (default: 8)",
     )  # fmt: skip
     loop.add_argument(
@@ -113,16 +114,16 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         help="open loop: Poisson arrivals, R per second on average; latency counts from the arrival",
     )  # fmt: skip
     add(
-        "--max-in-flight", type=_positive, default=1024, metavar="N",
+        "--max-in-flight", type=_positive, metavar="N",
         help="open loop: most connections at once; later arrivals wait (default: 1024)",
     )  # fmt: skip
-    add("--warmup", type=_natural, default=1, metavar="N", help="requests before measuring (default: 1)")
+    add("--warmup", type=_natural, metavar="N", help="requests before measuring (default: 1)")
     add(
-        "--max-seconds", type=_positive_float, default=600.0, metavar="S",
+        "--max-seconds", type=_positive_float, metavar="S",
         help="end the run after this long; what is unfinished counts as failed (default: 600)",
     )  # fmt: skip
     add(
-        "--timeout", dest="timeout_s", type=_positive_float, default=300.0, metavar="S",
+        "--timeout", dest="timeout_s", type=_positive_float, metavar="S",
         help="give up on one request after this long (default: 300)",
     )  # fmt: skip
 
@@ -130,27 +131,27 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
 def _add_requests(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
-        "--input-len", type=_length_range, default=DEFAULT_LENGTH, metavar="N|LOW-HIGH",
+        "--input-len", type=_length_range, metavar="N|LOW-HIGH",
         help="prompt tokens after the shared prefix (default: 128)",
     )  # fmt: skip
     add(
-        "--output-len", type=_length_range, default=DEFAULT_LENGTH, metavar="N|LOW-HIGH",
+        "--output-len", type=_length_range, metavar="N|LOW-HIGH",
         help="tokens to generate, sent as max_tokens (default: 128)",
     )  # fmt: skip
     add(
-        "--shared-prefix-len", type=_natural, default=0, metavar="N",
+        "--shared-prefix-len", type=_natural, metavar="N",
         help="tokens that every prompt begins with (default: 0); warm-up uses another prefix",
     )  # fmt: skip
     add(
-        "--prompt-form", choices=("auto", "ids", "text"), default="auto",
+        "--prompt-form", choices=("auto", "ids", "text"),
         help="token ids give exact lengths; text is used for chat and for servers without them",
     )  # fmt: skip
     add(
-        "--ignore-eos", action=argparse.BooleanOptionalAction, default=True,
+        "--ignore-eos", action=argparse.BooleanOptionalAction,
         help="generate the full output length (an extension of vLLM's; default: on)",
     )  # fmt: skip
-    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
-    add("--seed", type=int, default=0, metavar="N", help="of prompts, lengths and arrivals (default: 0)")
+    add("--temperature", type=float, metavar="T", help="default: 0, greedy")
+    add("--seed", type=int, metavar="N", help="of prompts, lengths and arrivals (default: 0)")
 
 
 def _url(text: str) -> str:
