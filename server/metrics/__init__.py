@@ -12,13 +12,12 @@ from fixed sets only: whatever a client sends, the number of series stays the sa
 what each one tells.
 """
 
-from server.metrics.collector import COMPAT, CONTENT_TYPE, Metrics
+from server.metrics.collector import CONTENT_TYPE, Metrics
 from server.metrics.native import WHATIF_KEYS
 from server.metrics.records import APIS, OUTCOMES, REFUSALS, RequestMetrics
 
 __all__ = [
     "APIS",
-    "COMPAT",
     "CONTENT_TYPE",
     "OUTCOMES",
     "REFUSALS",

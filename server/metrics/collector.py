@@ -12,7 +12,6 @@ from server.metrics import native, vllm
 from server.metrics.records import Records
 from server.metrics.state import State, read
 
-COMPAT = ("none", "vllm")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 

@@ -206,12 +206,6 @@ class ChatRequest(Conversation, ConstrainedRequest):
         "mm_processor_kwargs": ({},),
         "add_special_tokens": (False,),
     }
-    ignored: ClassVar = frozenset(
-        {
-            *("user", "store", "metadata", "safety_identifier", "prediction"),
-            *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-        }
-    )
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(

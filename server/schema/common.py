@@ -163,9 +163,6 @@ class WireModel(BaseModel):
     def unknown_fields(self) -> list[str]:
         return sorted(self.__pydantic_extra__ or {})
 
-    # Fields that are taken and change nothing: they are about accounts, storage and caches that are not here.
-    ignored: ClassVar[frozenset[str]] = frozenset()
-
     @property
     def ungranted_fields(self) -> list[str]:
         """Ignored fields that ask for something which the caller would miss."""
@@ -196,8 +193,6 @@ class StreamOptions(WireModel):
 
 class EngineRequest(WireModel):
     """The fields of everything that runs prompts in the engine."""
-
-    ignored: ClassVar = frozenset({"user"})
 
     model: str | None = Field(None, description="A name from /v1/models; left out: the served model.")
     truncate_prompt_tokens: int | None = Field(
@@ -369,28 +364,20 @@ def parse(model: type[WireT], body: dict[str, Any]) -> WireT:
     Raises:
         ApiError: 400, naming the first field that is wrong or not supported.
     """
-    refuse_unsupported(model.refused, body)
-    _refuse_replaced(model.replaced, body)
+    _refuse_unsupported(model, body)
     try:
         return model.model_validate(body)
     except ValidationError as exc:
         raise _first_problem(exc) from None
 
 
-def refuse_unsupported(
-    refused: Mapping[str, Sequence[Any]], body: Mapping[str, Any], prefix: str = ""
-) -> None:
-    """Raises for a field that is refused, unless its value asks for nothing."""
-    for name in refused:
+def _refuse_unsupported(model: type[WireModel], body: Mapping[str, Any]) -> None:
+    """Raises for a field that is refused, unless its value asks for nothing, or has another name here."""
+    for name, nothing in model.refused.items():
         value = body.get(name)
-        if value is not None and not any(
-            type(value) is type(none) and value == none for none in refused[name]
-        ):
-            raise unsupported(prefix + name, REASONS.get(name, ""))
-
-
-def _refuse_replaced(replaced: Mapping[str, str], body: Mapping[str, Any]) -> None:
-    for name, ours in replaced.items():
+        if value is not None and not any(type(value) is type(none) and value == none for none in nothing):
+            raise unsupported(name, REASONS.get(name, ""))
+    for name, ours in model.replaced.items():
         if body.get(name) is not None:
             raise unsupported(name, f"use {ours}")
 

@@ -169,12 +169,6 @@ class ResponsesRequest(WireModel):
         "top_logprobs": (0,),
         "truncation": ("disabled",),
     }
-    ignored: ClassVar = frozenset(
-        {
-            *("user", "safety_identifier", "max_tool_calls"),
-            *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-        }
-    )
 
     model: str | None = Field(None, description="A name from /v1/models; left out: the served model.")
     input: Annotated[

@@ -11,6 +11,7 @@ import pytest
 from server.schema.chat import ChatRequest
 from server.schema.completions import CompletionRequest
 from server.schema.embeddings import EmbeddingRequest
+from tests.helpers.parameters import ignored
 
 PAGE = Path(__file__).parents[2] / "docs/api.md"
 MODELS: dict[str, Any] = {"chat": ChatRequest, "completions": CompletionRequest}
@@ -44,7 +45,7 @@ def test_every_parameter_of_embeddings_has_its_row() -> None:
 def done(model: Any, name: str) -> str:
     if name in model.refused or name in model.replaced:
         return "refused"
-    if name in model.ignored:
+    if name in ignored(model):
         return "ignored"
     return "yes" if name in model.model_fields else "-"
 
@@ -58,7 +59,7 @@ def test_every_parameter_has_its_row(api: str) -> None:
 
 
 @pytest.mark.parametrize("api", MODELS)
-def test_what_is_ignored_is_a_field(api: str) -> None:
+def test_what_is_ignored_is_not_refused(api: str) -> None:
     model = MODELS[api]
-    assert set(model.ignored) <= set(model.model_fields)
-    assert not set(model.ignored) & {*model.refused, *model.replaced}
+    assert "user" in ignored(model)
+    assert not ignored(model) & {*model.refused, *model.replaced}
