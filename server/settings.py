@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from engine.config import EngineOptions, Quantization
@@ -443,18 +443,6 @@ def _ambient_collector(variables: Mapping[str, str]) -> str:
     name = "OTEL_EXPORTER_OTLP_ENDPOINT"
     found = variables.get(name)
     return _checked(_collector, found, name) if found else ""
-
-
-def parse_args(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServerSettings:
-    """`load` for a command line, without a program around it."""
-    parser = _Parser(add_help=False)
-    add_arguments(parser)
-    return load(parser.parse_args(list(argv)), environ)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(message)
 
 
 def _values(flags: Sequence[Flag], given: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:

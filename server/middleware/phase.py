@@ -5,15 +5,10 @@ Knows the phase and which paths answer in every phase. Streams that began before
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.service import Phase
-
-if TYPE_CHECKING:
-    from server.service import Service
+from server.service import Phase, Service
 
 ALWAYS = frozenset({"/health", "/ready", "/metrics", "/version"})
 

@@ -13,12 +13,12 @@ import sys
 
 import uvloop
 
-from server import settings
 from server.app import create_app
 from server.log import configure_logging, log_options
 from server.port import listen
 from server.run import Server
 from tests.helpers.fake_client import FakeClient, FakeTemplate, FakeTokenizer
+from tests.helpers.settings import parse_args
 
 
 async def serve(arguments: list[str]) -> int:
@@ -26,7 +26,7 @@ async def serve(arguments: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--pause", type=float, default=0.0)
     own, rest = parser.parse_known_args(arguments)
-    chosen = settings.parse_args(rest, {})
+    chosen = parse_args(rest, {})
     configure_logging(log_options(chosen))
     client = FakeClient(lambda ids, params, index: "abcdefghi " * (own.tokens // 10))
     client.pause_s = own.pause

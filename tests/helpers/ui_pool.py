@@ -25,12 +25,12 @@ import uvloop
 
 from engine.types import EngineSnapshot
 from engine.views import Lane, PoolFrame
-from server import settings
 from server.app import create_app
 from server.log import configure_logging, log_options
 from server.port import listen
 from server.run import Server
 from tests.helpers.fake_client import INFO, FakeClient, FakeTemplate, FakeTokenizer
+from tests.helpers.settings import parse_args
 
 TICK_S = 0.2
 BLOCK_SIZE = 16
@@ -272,7 +272,7 @@ async def serve(arguments: list[str]) -> int:
     parser.add_argument("--churn", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     own, rest = parser.parse_known_args(arguments)
-    chosen = settings.parse_args(rest, {})
+    chosen = parse_args(rest, {})
     configure_logging(log_options(chosen))
     client = PoolClient(SimulatedPool(own.blocks, own.churn, own.seed))
     app = create_app(client, chosen, FakeTokenizer(), FakeTemplate())

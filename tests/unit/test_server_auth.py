@@ -13,9 +13,10 @@ import pytest
 
 from engine.views import CacheScope
 from server import tenants
-from server.settings import ServerSettings, SettingsError, parse_args
+from server.settings import ServerSettings, SettingsError
 from server.tenants import Tenants
 from tests.helpers.http import CHAT, COMPLETIONS, HELLO, in_process
+from tests.helpers.settings import parse_args
 
 FILE = """
 [tenants.acme]

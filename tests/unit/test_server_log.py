@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from engine import logs
 from engine.logs import JsonFormatter, LogOptions, TextFormatter, plain, source_of
 from engine.types import EngineSnapshot, StepRun
-from server import log, settings
+from server import log
 from server.engine_line import EngineLine, shares
 from server.settings import ServerSettings, SettingsError
 from tests.helpers.fake_client import FakeClient
 from tests.helpers.http import CHAT, COMPLETIONS, HELLO, in_process
+from tests.helpers.settings import parse_args
 
 pytestmark = pytest.mark.anyio
 
@@ -254,15 +255,15 @@ class Terminal(io.StringIO):
     ],
 )
 def test_colour_only_where_it_is_wanted(environ: dict[str, str], stream: io.StringIO, colour: bool) -> None:
-    options = log.log_options(settings.parse_args([], environ), stream)
+    options = log.log_options(parse_args([], environ), stream)
     assert options == LogOptions("info", "text", isinstance(stream, Terminal), colour)
 
 
 def test_the_format_is_a_setting() -> None:
-    assert settings.parse_args(["--log-format", "json"], {}).log_format == "json"
-    assert settings.parse_args([], {"QUIRE_LOG_FORMAT": "json", "QUIRE_LOG_PROMPTS": "1"}).log_prompts
+    assert parse_args(["--log-format", "json"], {}).log_format == "json"
+    assert parse_args([], {"QUIRE_LOG_FORMAT": "json", "QUIRE_LOG_PROMPTS": "1"}).log_prompts
     with pytest.raises(SettingsError, match="--log-format 'xml'"):
-        settings.parse_args(["--log-format", "xml"], {})
+        parse_args(["--log-format", "xml"], {})
 
 
 # What is said of requests.

@@ -22,9 +22,10 @@ from engine.views import WHATIF_SIZES, EvictionCause, HistogramData, MissReason,
 from server.errors import ApiError
 from server.metrics import REFUSALS, WHATIF_KEYS, Metrics
 from server.metrics.records import Records, refusal
-from server.settings import ServerSettings, parse_args
+from server.settings import ServerSettings
 from tests.helpers.fake_client import INFO, FakeClient
 from tests.helpers.http import CHAT, COMPLETIONS, HELLO, in_process
+from tests.helpers.settings import parse_args
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import SettingsError, parse_args, parse_bytes
+from server.settings import SettingsError, parse_bytes
+from tests.helpers.settings import parse_args
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 

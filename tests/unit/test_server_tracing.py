@@ -22,13 +22,14 @@ from opentelemetry.trace import SpanKind, StatusCode
 from engine.errors import ConfigError
 from engine.types import TokenEvent
 from engine.views import CacheReport, MissReason
-from server import serving, settings, tracing
+from server import serving, tracing
 from server.settings import ServerSettings, SettingsError
 from server.tracing import Tracing
 from server.trail import PromptTimes, Trail
 from tests.helpers.collector import attributes, collector
 from tests.helpers.fake_client import FakeClient
 from tests.helpers.http import CHAT, COMPLETIONS, HELLO, in_process
+from tests.helpers.settings import parse_args
 
 pytestmark = pytest.mark.anyio
 
@@ -274,7 +275,7 @@ async def test_spans_reach_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "answers")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-token=abc")
     with collector() as there:
-        chosen = settings.parse_args(["--otlp-endpoint", there.url], {})
+        chosen = parse_args(["--otlp-endpoint", there.url], {})
         tracer = tracing.connect(chosen.otlp_endpoint)
         async with in_process(Queued(), tracer=tracer) as (http, _):
             await http.post(CHAT, json={"messages": HELLO}, headers={"traceparent": SAMPLED})
@@ -325,19 +326,19 @@ def test_a_collector_that_hangs_does_not_hold_up_the_end(fast: None) -> None:
     ],
 )
 def test_the_endpoint(given: str, endpoint: str) -> None:
-    assert settings.parse_args(["--otlp-endpoint", given], {}).otlp_endpoint == endpoint
-    assert settings.parse_args([], {"QUIRE_OTLP_ENDPOINT": given}).otlp_endpoint == endpoint
-    ambient = settings.parse_args([], {"OTEL_EXPORTER_OTLP_ENDPOINT": given})
+    assert parse_args(["--otlp-endpoint", given], {}).otlp_endpoint == endpoint
+    assert parse_args([], {"QUIRE_OTLP_ENDPOINT": given}).otlp_endpoint == endpoint
+    ambient = parse_args([], {"OTEL_EXPORTER_OTLP_ENDPOINT": given})
     assert ambient.otlp_endpoint == endpoint and not ambient.otlp_required
 
 
 def test_which_endpoint_wins() -> None:
     ambient = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a"}
-    chosen = settings.parse_args(["--otlp-endpoint", "http://b"], ambient)
+    chosen = parse_args(["--otlp-endpoint", "http://b"], ambient)
     assert chosen.otlp_endpoint == "http://b/v1/traces" and chosen.otlp_required
-    assert settings.parse_args([], {}).otlp_endpoint == ""
+    assert parse_args([], {}).otlp_endpoint == ""
     for off in ({"OTEL_SDK_DISABLED": "true"}, {"OTEL_TRACES_EXPORTER": "none"}):
-        assert settings.parse_args([], ambient | off).otlp_endpoint == ""
+        assert parse_args([], ambient | off).otlp_endpoint == ""
 
 
 @pytest.mark.parametrize(
@@ -345,7 +346,7 @@ def test_which_endpoint_wins() -> None:
 )
 def test_what_is_no_endpoint(given: str) -> None:
     with pytest.raises(SettingsError, match="--otlp-endpoint"):
-        settings.parse_args(["--otlp-endpoint", given], {})
+        parse_args(["--otlp-endpoint", given], {})
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
