@@ -191,25 +191,20 @@ def _blocks(snapshot: EngineSnapshot, block_size: int) -> Iterator[Metric]:
 
 
 def _tenants(uses: Mapping[str, TenantUse]) -> Iterator[Metric]:
+    def rows(values: Callable[[TenantUse], Mapping[str, int]]) -> make.Rows:
+        return [((name, key), value) for name, use in uses.items() for key, value in values(use).items()]
+
     yield make.gauges(
         "quire_tenant_kv_blocks",
         "Blocks on the account of a tenant. Shared ones are on the account of who took them.",
         ("tenant", "state"),
-        (
-            row
-            for name, use in uses.items()
-            for row in (((name, "in_use"), use.blocks_in_use), ((name, "cached"), use.blocks_cached))
-        ),
+        rows(lambda use: {"in_use": use.blocks_in_use, "cached": use.blocks_cached}),
     )
     yield make.gauges(
         "quire_tenant_requests",
         "Choices of a tenant that run or wait.",
         ("tenant", "phase"),
-        (
-            row
-            for name, use in uses.items()
-            for row in (((name, "running"), use.running), ((name, "waiting"), use.waiting))
-        ),
+        rows(lambda use: {"running": use.running, "waiting": use.waiting}),
     )
     counts: tuple[tuple[str, str, Callable[[TenantUse], int]], ...] = (
         ("requests_admitted", "Requests of a tenant that were admitted.", lambda use: use.requests),
@@ -218,8 +213,8 @@ def _tenants(uses: Mapping[str, TenantUse]) -> Iterator[Metric]:
         ("generated_tokens", "Tokens generated for a tenant.", lambda use: use.generated_tokens),
     )
     for name, text, read in counts:
-        rows = [((tenant,), read(use)) for tenant, use in uses.items()]
-        yield make.counters(f"quire_tenant_{name}", text, ("tenant",), rows)
+        counted = [((tenant,), read(use)) for tenant, use in uses.items()]
+        yield make.counters(f"quire_tenant_{name}", text, ("tenant",), counted)
 
 
 def _config(info: EngineInfo | None, cache_isolation: bool) -> dict[str, str]:
