@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from server.parsing.detect import Detected, detect
+from server.parsing import detect
 from server.parsing.formats import TOOL_FORMATS
 from server.parsing.parser import OutputParser
 from server.parsing.reasoning import REASONING_TAGS, ReasoningSplitter
@@ -82,14 +82,15 @@ class Notations:
 def choose(
     templates: Mapping[str, str], tool_parser: str = "auto", reasoning_parser: str = "auto"
 ) -> Notations:
-    """The notations for a model with these templates, as the operator said."""
-    found: Detected = detect(templates)
-    tools = _named(tool_parser, found.tool_format)
-    reasoning = _named(reasoning_parser, found.reasoning_format)
-    return Notations(found.reads, tools, reasoning, written(tools, tuple(templates.values())))
+    """The notations for a model with these templates, by name, as the operator said."""
+    # The one for tools is asked first.
+    sources = [text for name, text in sorted(templates.items(), key=lambda item: item[0] != "tool_use")]
+    tools = _named(tool_parser, detect.tool_format, sources)
+    reasoning = _named(reasoning_parser, detect.reasoning_format, sources)
+    return Notations(detect.reads(sources), tools, reasoning, written(tools, sources))
 
 
-def _named(choice: str, found: str | None) -> str | None:
+def _named(choice: str, find: Callable[[str], str | None], sources: Sequence[str]) -> str | None:
     if choice == "auto":
-        return found
+        return next(filter(None, map(find, sources)), None)
     return None if choice == "none" else choice

@@ -7,8 +7,7 @@ templates as text only.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from server.parsing.reasoning import REASONING_TAGS
 
@@ -18,33 +17,15 @@ _VARIABLES = ("tools", "reasoning_effort", "enable_thinking")
 _NOT_HERMES = ("<function=", "<arg_key>", "<parameter=", "<invoke ")
 
 
-@dataclass(frozen=True, slots=True)
-class Detected:
-    """What a template says of its model.
-
-    Attributes:
-        reads: those of the variables tools, reasoning_effort and enable_thinking that it looks at.
-        tool_format, reasoning_format: names, or None where there is none that we know.
-    """
-
-    reads: frozenset[str] = frozenset()
-    tool_format: str | None = None
-    reasoning_format: str | None = None
-
-
-def detect(templates: Mapping[str, str]) -> Detected:
-    """Looks at a model's templates by name; the one for tools is asked first."""
-    sources = [text for name, text in sorted(templates.items(), key=lambda item: item[0] != "tool_use")]
-    return Detected(
-        reads=frozenset(
-            name for name in _VARIABLES if any(re.search(rf"\b{name}\b", source) for source in sources)
-        ),
-        tool_format=next((found for source in sources if (found := _tool_format(source))), None),
-        reasoning_format=next((found for source in sources if (found := _reasoning_format(source))), None),
+def reads(sources: Iterable[str]) -> frozenset[str]:
+    """Those of the variables tools, reasoning_effort and enable_thinking that a template looks at."""
+    return frozenset(
+        name for name in _VARIABLES if any(re.search(rf"\b{name}\b", source) for source in sources)
     )
 
 
-def _tool_format(source: str) -> str | None:
+def tool_format(source: str) -> str | None:
+    """How calls are written; None where it is in no way that we know."""
     if "[TOOL_CALLS]" in source:
         return "mistral"
     if "<tool_call>" in source:
@@ -60,5 +41,6 @@ def _tool_format(source: str) -> str | None:
     return None
 
 
-def _reasoning_format(source: str) -> str | None:
+def reasoning_format(source: str) -> str | None:
+    """What stands around thoughts; None where it is nothing that we know."""
     return next((name for name, tags in REASONING_TAGS.items() if tags.close in source), None)

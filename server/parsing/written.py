@@ -5,6 +5,7 @@ What is written so, the notation's parser reads. Knows notations only, not tools
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -44,7 +45,7 @@ def mistral_list(space: str) -> Written:
     )
 
 
-def written(notation: str | None, templates: tuple[str, ...]) -> Written | None:
+def written(notation: str | None, templates: Sequence[str]) -> Written | None:
     """How a model with these templates writes calls; None where it writes none."""
     if notation == "mistral":
         if any("[ARGS]" in source for source in templates):

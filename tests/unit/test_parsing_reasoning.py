@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from server.parsing.chosen import Notations, choose
-from server.parsing.detect import detect
 from server.parsing.message import Message
 from server.parsing.parser import OutputParser
 from server.parsing.reasoning import REASONING_TAGS, ReasoningSplitter
@@ -111,22 +110,18 @@ LLAMA = 'Respond in the format {"name": function name, "parameters": dictionary}
     ],
 )
 def test_detection(template: str, takes_tools: bool, tools: str | None, reasoning: str | None) -> None:
-    found = detect({"default": template})
-    assert ("tools" in found.reads, found.tool_format, found.reasoning_format) == (
-        takes_tools,
-        tools,
-        reasoning,
-    )
+    found = choose({"default": template})
+    assert ("tools" in found.reads, found.tools, found.reasoning) == (takes_tools, tools, reasoning)
 
 
 def test_variables_a_template_reads() -> None:
-    found = detect({"default": "{% if enable_thinking is defined %}", "other": "{{ reasoning_effort }}"})
+    found = choose({"default": "{% if enable_thinking is defined %}", "other": "{{ reasoning_effort }}"})
     assert found.reads == {"enable_thinking", "reasoning_effort"}
 
 
 def test_the_template_for_tools_is_asked_first() -> None:
-    found = detect({"default": "plain", "tool_use": "{{ tools }}<tool_call>", "zzz": "[TOOL_CALLS]"})
-    assert found.tool_format == "hermes"
+    found = choose({"default": "plain", "tool_use": "{{ tools }}<tool_call>", "zzz": "[TOOL_CALLS]"})
+    assert found.tools == "hermes"
 
 
 def test_the_operator_decides() -> None:
