@@ -76,10 +76,8 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.service = service
-    for routes in (chat, completions, responses, messages, embeddings, models, operations, tokens):
+    for routes in (chat, completions, responses, messages, embeddings, models, operations, tokens, cache):
         app.include_router(routes.router(service))
-    for router in cache.routers(service):
-        app.include_router(router)
     page = ui.files() if settings.ui else {}
     if page:
         app.include_router(ui.router(page))

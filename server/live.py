@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.views import Lane, PoolFrame
@@ -24,6 +23,7 @@ from server import __version__
 from server.errors import RETRY_AFTER_S, ApiError
 from server.generation import close_stream
 from server.render import KEEP_ALIVE, named_event
+from server.sse import EventsResponse, reader_gone
 
 if TYPE_CHECKING:
     from server.service import Service
@@ -137,14 +137,11 @@ class Feed:
         self._written.clear()
 
 
-class EventFeed(Response):
+class EventFeed(EventsResponse):
     """One viewer's stream. Ends when the viewer goes, and when the server shuts down."""
 
     def __init__(self, service: Service, feed: Feed) -> None:
-        super().__init__(
-            headers={"cache-control": "no-store", "x-accel-buffering": "no"}, media_type="text/event-stream"
-        )
-        del self.headers["content-length"]
+        super().__init__("no-store")
         self._service = service
         self._feed = feed
         self._sent = 0
@@ -170,7 +167,7 @@ class EventFeed(Response):
                 self._pool(write),
                 _samples(samples, write),
                 self._keep_alive(write),
-                _gone(receive),
+                reader_gone(receive),
                 self._feed.closed(),
             )
         finally:
@@ -211,11 +208,6 @@ class EventFeed(Response):
 async def _samples(samples: AsyncIterator[Mapping[str, Any]], write: Write) -> None:
     async for sample in samples:
         await write(named_event("sample", sample))
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:

@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import EngineDead, QuireError
@@ -24,11 +23,12 @@ from server.errors import ApiError, to_api_error
 from server.generation import Generation
 from server.render import Frames
 from server.service import Phase, Service
+from server.sse import EventsResponse, reader_gone
 
 logger = logging.getLogger("quire")
 
 
-class EventStream(Response):
+class EventStream(EventsResponse):
     """The response of a streamed request, which the engine has taken: what it refuses gets a status instead.
 
     Args:
@@ -36,22 +36,9 @@ class EventStream(Response):
     """
 
     def __init__(
-        self,
-        service: Service,
-        generation: Generation,
-        chunks: Frames,
-        headers: dict[str, str],
+        self, service: Service, generation: Generation, chunks: Frames, headers: dict[str, str]
     ) -> None:
-        super().__init__(
-            headers={
-                # Proxies must neither keep nor gather what should be seen at once.
-                "cache-control": "no-cache",
-                "x-accel-buffering": "no",
-                **headers,
-            },
-            media_type="text/event-stream",
-        )
-        del self.headers["content-length"]
+        super().__init__("no-cache", headers)
         self._service = service
         self._generation = generation
         self._chunks = chunks
@@ -138,8 +125,7 @@ async def collect(
 @asynccontextmanager
 async def _abort_on_disconnect(generation: Generation, receive: Receive) -> AsyncIterator[None]:
     async def listen() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await reader_gone(receive)
         generation.abort()
 
     listener = asyncio.create_task(listen())

@@ -44,8 +44,11 @@ _BLOCK_ID = {"type": "integer", "minimum": 0, "maximum": INT32_MAX}
 _BLOCK_FIELDS = tuple(field.name for field in fields(BlockView))
 
 
-def routers(service: Service) -> tuple[APIRouter, APIRouter]:
-    return _open(service), _admin(service)
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+    routes.include_router(_open(service))
+    routes.include_router(_admin(service))
+    return routes
 
 
 def _open(service: Service) -> APIRouter:
