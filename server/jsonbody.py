@@ -11,15 +11,13 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from server.errors import ApiError, shorten
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 # Above this a body is parsed in a thread, so that it does not hold up other streams.
 _THREAD_BYTES = 1 << 18

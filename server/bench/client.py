@@ -10,7 +10,15 @@ from typing import Any
 
 import msgspec
 
-from server.bench.wire import Connection, EventParser, RequestWriter, ResponseParser, WireError, connect
+from server.bench.wire import (
+    Connection,
+    EventParser,
+    OnBody,
+    RequestWriter,
+    ResponseParser,
+    WireError,
+    connect,
+)
 
 DONE = b"[DONE]"
 
@@ -155,7 +163,7 @@ class ApiClient:
         reader = StreamReader(record)
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._exchange("POST", path, body, reader)
+                response = await self._exchange("POST", path, body, reader.on_body)
             if response.status != 200:
                 raise error_of(f"HTTP {response.status}", json_or_text(reader.error_body))
             if not reader.saw_done and record.finish_reason is None:  # some servers send no [DONE]
@@ -171,28 +179,26 @@ class ApiClient:
 
     async def get_json(self, path: str) -> Any:
         """Raises RequestError."""
-        reader = _Whole()
+        body = bytearray()
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._exchange("GET", path, b"", reader)
+                response = await self._exchange("GET", path, b"", lambda _, data: body.extend(data))
         except WireError as error:
             raise RequestError(str(error)) from None
         except TimeoutError:
             raise RequestError("timeout") from None
-        content = json_or_text(reader.body)
+        content = json_or_text(bytes(body))
         if response.status != 200:
             raise error_of(f"HTTP {response.status}", content)
         return content
 
-    async def _exchange(
-        self, method: str, path: str, body: bytes, reader: StreamReader | _Whole
-    ) -> ResponseParser:
+    async def _exchange(self, method: str, path: str, body: bytes, on_body: OnBody) -> ResponseParser:
         request = self._requests.write(method, path, body)
         while True:
             connection = await self._connection()
             kept = connection.used
             try:
-                response = await connection.exchange(request, reader.on_body)
+                response = await connection.exchange(request, on_body)
             except WireError as error:
                 if kept and str(error) == "closed":
                     continue  # the server closed an idle connection; the request never reached it
@@ -212,16 +218,6 @@ class ApiClient:
             if connection.reusable:
                 return connection
         return await connect(self._url)
-
-
-class _Whole:
-    """Keeps a body."""
-
-    def __init__(self) -> None:
-        self.body = b""
-
-    def on_body(self, response: ResponseParser, body: bytes) -> None:
-        self.body += body
 
 
 def json_or_text(body: bytes) -> Any:

@@ -101,6 +101,9 @@ class ResponseParser:
         self.keep_alive = self._parser.should_keep_alive()
 
 
+OnBody = Callable[[ResponseParser, bytes], None]
+
+
 class EventParser:
     """Server-sent events, fed in any pieces; only their data matters here."""
 
@@ -131,7 +134,7 @@ class Connection(asyncio.Protocol):
         self.used = False
         self._transport: asyncio.Transport | None = None
         self._parser = ResponseParser()
-        self._on_body: Callable[[ResponseParser, bytes], None] | None = None
+        self._on_body: OnBody | None = None
         self._finished: asyncio.Future[ResponseParser] | None = None
 
     @property
@@ -139,9 +142,7 @@ class Connection(asyncio.Protocol):
         open_still = self._transport is not None and not self._transport.is_closing()
         return open_still and self._finished is None and (not self.used or self._parser.keep_alive)
 
-    async def exchange(
-        self, request: bytes, on_body: Callable[[ResponseParser, bytes], None]
-    ) -> ResponseParser:
+    async def exchange(self, request: bytes, on_body: OnBody) -> ResponseParser:
         """Sends a request and calls `on_body` as its body arrives; returns when it is complete.
 
         Raises:

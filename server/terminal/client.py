@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from server.bench.client import DONE, error_of, json_or_text
-from server.bench.wire import EventParser, RequestWriter, ResponseParser, WireError, connect
+from server.bench.wire import EventParser, OnBody, RequestWriter, ResponseParser, WireError, connect
 
 LOOKUP_TIMEOUT_S = 30.0
 
@@ -136,9 +136,7 @@ class ChatClient:
         if not reader.ended:
             raise ChatError("the answer broke off: the server ended the stream early")
 
-    async def _exchange(
-        self, method: str, path: str, body: bytes, on_body: Callable[[ResponseParser, bytes], None]
-    ) -> ResponseParser:
+    async def _exchange(self, method: str, path: str, body: bytes, on_body: OnBody) -> ResponseParser:
         try:
             connection = await connect(self.url)
         except (WireError, UnicodeError) as error:
