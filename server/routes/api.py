@@ -21,8 +21,8 @@ from server.generation import Generation
 from server.metrics import RequestMetrics
 from server.middleware.auth import tenant_of
 from server.prompts import Prompt
-from server.render import Fields, encode
-from server.routes.common import check_model, check_ready, explain_asked, explainer, read_body
+from server.render import Fields
+from server.routes.common import check_model, check_ready, explain_asked, explainer, json_reply, read_body
 from server.schema.common import AskT, WireModel, parse
 from server.service import Service
 from server.trail import trail_of
@@ -116,7 +116,7 @@ class Api(ABC, Generic[AskT]):
         if generation.explains:
             reports = explainer(self.service).reports(generation.prompts, generation.reports)
             fields = {**fields, "cache": reports}
-        return Response(encode(fields), 200, headers, "application/json")
+        return json_reply(fields, headers)
 
     def sent(self, request: AskT) -> WireModel:
         """The request as the caller wrote it."""

@@ -6,7 +6,6 @@ tenants do and is the admin's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -23,12 +22,12 @@ from server.history import block_counts
 from server.live import EventFeed
 from server.middleware.auth import admin_only, tenant_of
 from server.prompts import Prompt
-from server.render import encode
 from server.routes.common import (
     check_model,
     check_ready,
     conversation,
     explainer,
+    json_reply,
     kept_tokens,
     plain,
     read_question,
@@ -70,7 +69,7 @@ def _open(service: Service) -> APIRouter:
         reports = [await service.client.probe_cache(prompt.ids, scope) for prompt in prompts]
         explained = explainer(service).reports(prompts, reports)
         reply = {"object": "cache.probe", "model": service.model_name, "cache": explained}
-        return _json(reply, headers)
+        return json_reply(reply, headers)
 
     return routes
 
@@ -119,7 +118,7 @@ def _admin(service: Service) -> APIRouter:
         limit = whole_number("limit", query.get("limit"), 1, MAX_LIMIT, DEFAULT_LIMIT)
         page = await service.client.cache_page(first_block, limit, state)
         snapshot = service.client.snapshot()
-        return _json(
+        return json_reply(
             {
                 "object": "cache",
                 "block_size": service.info.block_size,
@@ -140,7 +139,7 @@ def _admin(service: Service) -> APIRouter:
         if detail is None:
             raise ApiError(404, f"The pool has no block {number}.", param="block_id", code="block_not_found")
         ids = None if service.tenants.keys_configured else detail.token_ids
-        return _json(
+        return json_reply(
             {
                 "object": "cache.block",
                 "block": _block(service, detail.block),
@@ -155,7 +154,7 @@ def _admin(service: Service) -> APIRouter:
         """Blocks in use stay with their requests. Needs no body."""
         _check_same_site(http)
         check_ready(service)
-        return _json({"object": "cache.reset", "blocks_emptied": await service.client.reset_cache()})
+        return json_reply({"object": "cache.reset", "blocks_emptied": await service.client.reset_cache()})
 
     @routes.get("/v1/cache/events", response_class=Response, summary="The pool as it changes")
     async def events() -> Response:
@@ -182,7 +181,3 @@ def _block(service: Service, view: BlockView) -> dict[str, Any]:
         "age_s": round(view.age_s, 3),
         "idle_s": None if view.idle_s is None else round(view.idle_s, 3),
     }
-
-
-def _json(reply: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(encode(reply), 200, dict(headers or {}), "application/json")

@@ -5,17 +5,19 @@ Knows which fields say what the prompt is; does not know what is done with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.responses import Response
 
 from server.chat import template_messages
 from server.errors import ApiError, invalid, shorten
 from server.explain import Explainer
 from server.jsonbody import read_json
 from server.prompts import Prompt
+from server.render import encode
 from server.schema.chat import ChatMessage, Conversation
 from server.schema.common import WireT, parse
 from server.service import Service
@@ -147,6 +149,10 @@ def whole_number(name: str, text: str | None, low: int, high: int, default: int 
     if not plain or not low <= int(text) <= high:
         raise invalid(f"{name} must be a whole number from {low} to {high}, got '{shorten(text)}'.", name)
     return int(text)
+
+
+def json_reply(fields: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    return Response(encode(fields), 200, headers, "application/json")
 
 
 def explainer(service: Service) -> Explainer:

@@ -10,10 +10,10 @@ from starlette.responses import Response
 
 from server.docs import post
 from server.generation import Generation
-from server.render import Choice, Fields, Frames, encode
+from server.render import Choice, Fields, Frames
 from server.render_messages import MessageStream, reply
 from server.render_pieces import PiecesChoice
-from server.routes.common import read_body, read_question
+from server.routes.common import json_reply, read_body, read_question
 from server.routes.translated import TranslatedApi
 from server.schema.chat import ChatRequest
 from server.schema.common import parse
@@ -52,8 +52,7 @@ class MessagesApi(TranslatedApi):
         request, headers = await read_question(self.service, http, CountTokensRequest)
         with naming(NAMES):
             chat = from_messages(request, self.service.notations)
-        body = encode({"input_tokens": await self.prompt_tokens(chat)})
-        return Response(body, 200, headers, "application/json")
+        return json_reply({"input_tokens": await self.prompt_tokens(chat)}, headers)
 
 
 def router(service: Service) -> APIRouter:

@@ -21,7 +21,7 @@ from server.render_pieces import PiecesChoice
 from server.render_responses import ResponseStream, Sheet, whole
 from server.response_items import from_input
 from server.response_store import ResponseStore, Stored
-from server.routes.common import read_body, whole_number
+from server.routes.common import json_reply, read_body, whole_number
 from server.routes.translated import TranslatedApi
 from server.schema.chat import ChatRequest
 from server.schema.common import parse
@@ -74,8 +74,8 @@ class ResponsesApi(TranslatedApi):
         """Answers without running the prompt."""
         request = await self.read(http)
         headers = self._check_fields(request)
-        body = {"object": "response.input_tokens", "input_tokens": await self.prompt_tokens(request)}
-        return Response(encode(body), 200, headers, "application/json")
+        tokens = await self.prompt_tokens(request)
+        return json_reply({"object": "response.input_tokens", "input_tokens": tokens}, headers)
 
     def chunks(self, request: ChatRequest, generation: Generation) -> Frames:
         source, context = _told(request)
@@ -116,7 +116,9 @@ class ResponsesApi(TranslatedApi):
         if http.query_params.get("stream", "false") not in ("false", "0"):
             raise invalid("stream: a response that is kept cannot be streamed again.", "stream")
         live = self._live.get((tenant_of(http.scope).name, response_id))
-        return _json(encode(live.current()) if live is not None else self._stored(http, response_id).body)
+        if live is not None:
+            return json_reply(live.current())
+        return Response(self._stored(http, response_id).body, media_type="application/json")
 
     def delete(self, http: Request, response_id: str) -> Response:
         tenant = tenant_of(http.scope).name
@@ -125,7 +127,7 @@ class ResponsesApi(TranslatedApi):
             live.generation.abort()
         elif not self.store.remove(tenant, response_id):
             raise _unknown(response_id)
-        return _json(encode({"id": response_id, "object": "response", "deleted": True}))
+        return json_reply({"id": response_id, "object": "response", "deleted": True})
 
     def cancel(self, http: Request, response_id: str) -> Response:
         live = self._live.get((tenant_of(http.scope).name, response_id))
@@ -133,7 +135,7 @@ class ResponsesApi(TranslatedApi):
             self._stored(http, response_id)
             raise invalid("This response has ended; only one that is being made can be cancelled.")
         live.generation.abort()
-        return _json(encode({**live.current(), "status": "cancelled"}))
+        return json_reply({**live.current(), "status": "cancelled"})
 
     async def input_items(self, http: Request, response_id: str) -> Response:
         """All that the model was given, in pages."""
@@ -153,16 +155,14 @@ class ResponsesApi(TranslatedApi):
                 raise invalid("after: there is no such item.", "after")
             found = found[ids.index(after) + 1 :]
         page = found[:limit]
-        return _json(
-            encode(
-                {
-                    "object": "list",
-                    "data": page,
-                    "first_id": page[0]["id"] if page else "",
-                    "last_id": page[-1]["id"] if page else "",
-                    "has_more": len(found) > len(page),
-                }
-            )
+        return json_reply(
+            {
+                "object": "list",
+                "data": page,
+                "first_id": page[0]["id"] if page else "",
+                "last_id": page[-1]["id"] if page else "",
+                "has_more": len(found) > len(page),
+            }
         )
 
     def _stored(self, http: Request, response_id: str) -> Stored:
@@ -194,10 +194,6 @@ def _unknown(response_id: str) -> ApiError:
         param="response_id",
         code="response_not_found",
     )
-
-
-def _json(body: bytes) -> Response:
-    return Response(body, 200, media_type="application/json")
 
 
 def router(service: Service) -> APIRouter:
