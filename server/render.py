@@ -11,7 +11,7 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -87,15 +87,30 @@ class Frames(Protocol):
         """The frames after which a stream that broke ends."""
 
 
+class Common(NamedTuple):
+    """What all chunks of one stream are written with.
+
+    Attributes:
+        usage: read for the last chunk, and for all with continuous usage.
+        usage_in_stream: whether there is usage at the end, and in every chunk.
+    """
+
+    head: Head
+    usage: Usage
+    usage_in_stream: tuple[bool, bool]
+    tokenizer: Tokenizer
+
+
 class Chunks(Frames):
-    """Renders one stream. `usage` is read for the last chunk, and for all with continuous usage."""
+    """Renders one stream."""
 
     object_name: str
 
-    def __init__(self, head: Head, usage: Usage, usage_in_stream: tuple[bool, bool]) -> None:
-        self._usage = usage
-        self._last_usage, self._every_usage = usage_in_stream
-        self._base = encode(head.fields(self.object_name))[:-1]
+    def __init__(self, common: Common) -> None:
+        self._usage = common.usage
+        self._tokenizer = common.tokenizer
+        self._last_usage, self._every_usage = common.usage_in_stream
+        self._base = encode(common.head.fields(self.object_name))[:-1]
         self._plain_end = self._ending()
 
     def end(self) -> bytes:
@@ -162,11 +177,8 @@ class ChatChunks(Chunks):
     _first_content = b'""'
     _before_text = b'"delta":{"content":'
 
-    def __init__(
-        self, head: Head, usage: Usage, usage_in_stream: tuple[bool, bool], tokenizer: Tokenizer, n: int
-    ) -> None:
-        super().__init__(head, usage, usage_in_stream)
-        self._tokenizer = tokenizer
+    def __init__(self, common: Common, n: int) -> None:
+        super().__init__(common)
         self._leads = [self._lead(choice, self._before_text) for choice in range(n)]
         self._text_end = b'},"logprobs":null,"finish_reason":null' + self._plain_end
 
@@ -205,18 +217,11 @@ class CompletionChunks(Chunks):
 
     object_name = "text_completion"
 
-    def __init__(
-        self,
-        head: Head,
-        usage: Usage,
-        usage_in_stream: tuple[bool, bool],
-        tokenizer: Tokenizer,
-        echoes: Sequence[Echo | None],
-    ) -> None:
-        super().__init__(head, usage, usage_in_stream)
+    def __init__(self, common: Common, echoes: Sequence[Echo | None]) -> None:
+        super().__init__(common)
         self._leads: dict[int, bytes] = {}
         self._echoes = echoes
-        self._writers = [LegacyLogprobs(tokenizer) for _ in echoes]
+        self._writers = [LegacyLogprobs(common.tokenizer) for _ in echoes]
         self._text_end = b',"logprobs":null,"finish_reason":null' + self._plain_end
 
     def event(self, choice: int, event: TokenEvent) -> bytes:

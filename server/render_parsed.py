@@ -14,7 +14,7 @@ from server.chat import tool_call
 from server.logprobs import chat_logprobs
 from server.parsing.pieces import CallArguments, CallStart, Content, Piece, Reasoning
 from server.prompts import Tokenizer
-from server.render import ChatChunks, Fields, Head, Usage, encode, ending_fields
+from server.render import ChatChunks, Common, Fields, encode, ending_fields
 from server.render_pieces import PiecesChoice, Reader
 
 TOOL_CALLS = "tool_calls"
@@ -43,16 +43,8 @@ class ParsedChunks(ChatChunks):
 
     _before_text = b'"delta":'
 
-    def __init__(
-        self,
-        head: Head,
-        usage: Usage,
-        usage_in_stream: tuple[bool, bool],
-        tokenizer: Tokenizer,
-        readers: Sequence[Reader],
-        shown: Shown,
-    ) -> None:
-        super().__init__(head, usage, usage_in_stream, tokenizer, len(readers))
+    def __init__(self, common: Common, readers: Sequence[Reader], shown: Shown) -> None:
+        super().__init__(common, len(readers))
         self._readers = readers
         self._shown = shown
         if readers[0].may_call:

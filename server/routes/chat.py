@@ -77,10 +77,10 @@ class ChatApi(GenerationApi[ChatRequest]):
         def usage() -> Fields:
             return _usage(generation, readers)
 
-        common = self.head(generation), usage, request.usage_in_stream, self.service.tokenizer
+        common = self.common(request, generation, usage)
         if readers[0].is_plain:
-            return ChatChunks(*common, len(readers))
-        return ParsedChunks(*common, readers, _shown(request))
+            return ChatChunks(common, len(readers))
+        return ParsedChunks(common, readers, _shown(request))
 
     def choices(self, request: ChatRequest, generation: Generation) -> Sequence[Choice]:
         readers = self.readers(request, generation)

@@ -45,10 +45,8 @@ class CompletionApi(GenerationApi[CompletionRequest]):
         )
 
     def chunks(self, request: CompletionRequest, generation: Generation) -> Chunks:
-        head, echoes = self.head(generation), self._echoes(request, generation)
-        return CompletionChunks(
-            head, lambda: generation.usage, request.usage_in_stream, self.service.tokenizer, echoes
-        )
+        common = self.common(request, generation, lambda: generation.usage)
+        return CompletionChunks(common, self._echoes(request, generation))
 
     def reply(self, request: CompletionRequest, generation: Generation, choices: Sequence[Choice]) -> Fields:
         wanted = request.logprobs is not None

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.generation import Generation
-from server.render import Choice, ExplainedChunks, Fields, Frames, Head
+from server.render import Choice, Common, ExplainedChunks, Fields, Frames, Head, Usage
 from server.routes.api import Api
 from server.routes.common import explainer
 from server.schema.common import RequestT
@@ -37,6 +37,9 @@ class GenerationApi(Api[RequestT]):
     def head(self, generation: Generation) -> Head:
         """Made when the reply begins."""
         return Head(generation.id, int(time.time()), self.service.model_name, self.service.fingerprint)
+
+    def common(self, request: RequestT, generation: Generation, usage: Usage) -> Common:
+        return Common(self.head(generation), usage, request.usage_in_stream, self.service.tokenizer)
 
     async def answer(
         self, request: RequestT, generation: Generation, http: Request, headers: dict[str, str]

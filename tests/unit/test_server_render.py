@@ -7,7 +7,7 @@ import math
 
 from engine.types import FinishReason, TokenEvent, TokenLogprob
 from server.logprobs import LegacyLogprobs, chat_logprobs
-from server.render import DONE, ChatChunks, Choice, CompletionChunks, Echo, Head
+from server.render import DONE, ChatChunks, Choice, Common, CompletionChunks, Echo, Head
 from tests.helpers.fake_client import FakeTokenizer
 from tests.helpers.http import chat_text, frames
 
@@ -25,7 +25,7 @@ def last(text: str = "", index: int = 0) -> TokenEvent:
 
 
 def test_any_text_survives() -> None:
-    chunks = ChatChunks(HEAD, no_usage, (False, False), TOKENIZER, 1)
+    chunks = ChatChunks(Common(HEAD, no_usage, (False, False), TOKENIZER), 1)
     stream = b"".join(chunks.event(0, TokenEvent(0, character, (1,))) for character in AWKWARD)
     stream += chunks.event(0, last("end")) + chunks.end()
     parsed = frames(stream.decode())
@@ -34,8 +34,8 @@ def test_any_text_survives() -> None:
 
 
 def test_each_choice_begins_with_its_role_and_events_without_text_write_nothing() -> None:
-    chunks = ChatChunks(HEAD, no_usage, (False, False), TOKENIZER, 1)
-    begun = frames((ChatChunks(HEAD, no_usage, (False, False), TOKENIZER, 2).begin() + DONE).decode())
+    chunks = ChatChunks(Common(HEAD, no_usage, (False, False), TOKENIZER), 1)
+    begun = frames((ChatChunks(Common(HEAD, no_usage, (False, False), TOKENIZER), 2).begin() + DONE).decode())
     assert [(c["index"], c["delta"]["role"]) for chunk in begun for c in chunk["choices"]] == [
         (0, "assistant"),
         (1, "assistant"),
@@ -45,7 +45,7 @@ def test_each_choice_begins_with_its_role_and_events_without_text_write_nothing(
 
 def test_usage_is_read_when_it_is_written() -> None:
     counts = no_usage()
-    chunks = CompletionChunks(HEAD, lambda: dict(counts), (True, True), TOKENIZER, [None])
+    chunks = CompletionChunks(Common(HEAD, lambda: dict(counts), (True, True), TOKENIZER), [None])
     for total in (1, 2):
         counts["total_tokens"] = total
         (chunk,) = frames((chunks.event(0, TokenEvent(0, "x", (1,))) + b"data: [DONE]\n\n").decode())
@@ -85,7 +85,7 @@ def test_an_echo_comes_first_and_offsets_go_on() -> None:
     prompt = (None, TokenLogprob(66, -2.0))
     first = TokenEvent(0, "C", (67,), (TokenLogprob(67, -1.0),), prompt_logprobs=prompt)
     end = TokenEvent(0, "D", (68,), (TokenLogprob(68, -1.0),), finish_reason=FinishReason.LENGTH)
-    chunks = CompletionChunks(HEAD, no_usage, (False, False), TOKENIZER, [echo])
+    chunks = CompletionChunks(Common(HEAD, no_usage, (False, False), TOKENIZER), [echo])
     parsed = frames((chunks.event(0, first) + chunks.event(0, end) + chunks.end()).decode())
     assert [chunk["choices"][0]["text"] for chunk in parsed] == ["AB", "C", "D"]
     offsets = [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in parsed]
