@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from engine.errors import ModelError
 
 
@@ -29,6 +27,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         ModelError: truncated, not safetensors, or inconsistent; names the file and what is wrong.
     """
+    from safetensors import SafetensorError, safe_open  # not needed by a model without files
+
     try:
         with safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from engine.config import Quantization
@@ -196,4 +195,6 @@ class _Files:
     def _map(self, path: Path) -> Any:
         if is_gguf(path):
             return GGUFTensors(path, self._checkpoint.tensors)
+        from safetensors import safe_open  # not needed by a model without files
+
         return self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
