@@ -20,7 +20,7 @@ serve: install  ## serve the built-in demo model on http://127.0.0.1:8000
 	$(BIN)/quire serve
 
 test: dev  ## run every test that needs no GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: dev lint types layers  ## everything CI checks besides the tests
 
