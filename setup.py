@@ -19,8 +19,19 @@ COMMON += ["-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 
+
+def sources_digest() -> str:
+    """As in kernels/native/library.py, which refuses a library that was built from other sources."""
+    files = sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
 # The library picks one of the isa_* files when it is loaded, so each may assume its instruction set.
-FLAGS: dict[str, list[str]] = {"library": [], "parallel": ["-std=gnu++20"], "isa_generic": []}
+FLAGS: dict[str, list[str]] = {
+    "library": [f'-DQUIRE_SOURCES="{sources_digest()}"'],
+    "parallel": ["-std=gnu++20"],
+    "isa_generic": [],
+}
 if platform.machine().lower() in ("x86_64", "amd64"):
     FLAGS |= {
         "isa_avx2": AVX2,
@@ -30,18 +41,12 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     }
 
 
-def sources_digest() -> str:
-    """As in kernels/native/library.py, which refuses a library that was built from other sources."""
-    files = sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")])
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-
-
 class BuildNative(build_ext):
     """Compiles each file with its own flags, all at once."""
 
     def build_extension(self, ext: Extension) -> None:
         def compile_one(source: str) -> list[str]:
-            flags = COMMON + FLAGS[Path(source).stem] + [f'-DQUIRE_SOURCES="{sources_digest()}"']
+            flags = COMMON + FLAGS[Path(source).stem]
             return self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=flags)
 
         with ThreadPoolExecutor(4) as pool:

@@ -2,7 +2,7 @@
 // decode step of a small model is a hundred ops of some 10 us, and what lies between two of them costs about as much;
 // nor do the worker threads fall asleep in the gaps.
 #pragma once
-#include <cstring>
+#include <string.h>
 
 #include "buffer.h"
 #include "ops.h"

@@ -16,19 +16,23 @@ struct Level {
   bool supported;
 };
 
+#if defined(__x86_64__)
+// What setup.py's AVX512 flags let the compiler use.
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+}
+#endif
+
 Level g_levels[] = {
     {"generic", &ops_generic, true},
 #if defined(__x86_64__)
     {"AVX2", &ops_avx2,
      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
-    {"AVX512", &ops_avx512,
-     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq")},
-    {"AVX512-VNNI", &ops_avx512_vnni, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni")},
-    {"AVX512-BF16", &ops_avx512_bf16, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512vnni")},
+    {"AVX512", &ops_avx512, has_avx512()},
+    {"AVX512-VNNI", &ops_avx512_vnni, has_avx512() && __builtin_cpu_supports("avx512vnni")},
+    {"AVX512-BF16", &ops_avx512_bf16,
+     has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")},
 #endif
 };
 constexpr int kLevels = sizeof g_levels / sizeof g_levels[0];
